@@ -1,0 +1,51 @@
+"""Independent jobs on processes: any PEP 3148 executor will do, `None` runs them in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from shardtool.errors import UserError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+@contextlib.contextmanager
+def processes(workers: int) -> Iterator[Executor | None]:
+    """An executor of `workers` local processes, none for one worker; stopped at once on errors."""
+    if workers <= 1:
+        yield None
+        return
+    # spawn, not fork: the progress display runs a thread, and forking beside threads can deadlock
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield pool
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process was killed",
+            cure="often by the system for want of memory; try --workers 1",
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def ordered(
+    executor: Executor | None, work: Callable[[Job], Result], jobs: Iterable[Job], in_flight: int
+) -> Iterator[Result]:
+    """Results in the order of the jobs, with at most `in_flight` jobs submitted ahead."""
+    if executor is None:
+        yield from map(work, jobs)
+        return
+    waiting: deque[Future[Result]] = deque()
+    for job in jobs:
+        waiting.append(executor.submit(work, job))
+        if len(waiting) >= in_flight:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

@@ -1,0 +1,153 @@
+"""What people see: progress, tables and one-line errors on stderr; data alone goes to stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+import traceback
+import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from shardtool.errors import Status, UserError
+
+console = Console(stderr=True, soft_wrap=True, highlight=False)
+
+# A job opens a bar with (label, total) and advances it by counts: pure code needs no terminal.
+Advance = Callable[[int], None]
+OpenProgress = Callable[[str, int], AbstractContextManager[Advance]]
+
+HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+PLAIN_LINE_SECONDS = 5.0
+
+# typer carries a copy of click in newer releases, so the class is taken from where typer shows it
+_CommandLineError: type[Any] = typer.BadParameter.__bases__[0]
+
+
+def clean(text: object) -> str:
+    """Text from a file name or a label, safe to print: no control or direction characters, no markup."""
+    shown = "".join(
+        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(char) in ("Cc", "Cf", "Cs") else char
+        for char in str(text)
+    )
+    return escape(shown)
+
+
+def say(text: str) -> None:
+    """One line for people; rich markup allowed, so names go through `clean` first."""
+    console.print(text)
+
+
+def emit(value: Any) -> None:
+    """Data for programs: JSON on stdout."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def size_text(count: float) -> str:
+    """Bytes for people: 71.2 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def table(title: str, *columns: str) -> Table:
+    """An empty table: the first column holds names, the others numbers."""
+    result = Table(title=title, title_justify="left", header_style="bold")
+    for place, column in enumerate(columns):
+        result.add_column(column, justify="left" if place == 0 else "right")
+    return result
+
+
+@contextlib.contextmanager
+def silent(label: str, total: int) -> Iterator[Advance]:
+    """Progress that shows nothing: for libraries, tests and --json."""
+    yield lambda count: None
+
+
+@contextlib.contextmanager
+def progress(label: str, total: int) -> Iterator[Advance]:
+    """A bar with rate and time left on a terminal, a plain line every few seconds elsewhere."""
+    if not console.is_terminal:
+        yield from _plain_progress(label, total)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(label, total=total, rate="")
+        start = time.monotonic()
+
+        def advance(count: int) -> None:
+            done = bar.tasks[0].completed + count
+            rate = done / max(time.monotonic() - start, 1e-9)
+            bar.update(task, advance=count, rate=f"{rate:,.0f}/s")
+
+        yield advance
+
+
+def _plain_progress(label: str, total: int) -> Iterator[Advance]:
+    start = last = time.monotonic()
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done, last
+        done += count
+        now = time.monotonic()
+        if now - last >= PLAIN_LINE_SECONDS:
+            last = now
+            left = (total - done) * (now - start) / max(done, 1)
+            rate = done / (now - start)
+            say(f"{label}: {done:,} of {total:,}, {rate:,.0f}/s, {left:.0f} s left")
+
+    yield advance
+    say(f"{label}: {done:,} in {time.monotonic() - start:.1f} s")
+
+
+def run(app: typer.Typer) -> NoReturn:
+    """Run a command line: errors become one line and an exit status, `--debug` adds the traceback."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        status = app(args=arguments, standalone_mode=False)
+    except _CommandLineError as error:
+        error.show()
+        status = Status.USAGE
+    except (typer.Abort, KeyboardInterrupt):
+        status = _fail("interrupted: run the same command again", Status.INTERRUPTED)
+    except BrokenPipeError:
+        status = Status.DONE  # the reader of a pipe has seen enough
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        if "--json" in arguments:
+            emit(error.as_dict())
+        status = _fail(str(error), error.status)
+    sys.exit(int(status or Status.DONE))
+
+
+def _fail(message: str, status: Status) -> Status:
+    console.print(f"[bold red]error:[/] {clean(message)}")
+    return status

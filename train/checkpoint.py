@@ -1,0 +1,115 @@
+"""Checkpoints: plain tensors and plain data in a .pt file, written whole or not at all.
+
+Every checkpoint holds the weights, the recipe, the label space and the scores; `last.pt` also holds the
+optimizer by parameter name and the position, from which the same command goes on. All load with
+`torch.load(path, weights_only=True)`.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shardtool import __version__
+from shardtool.errors import ResumeRefused, UsageError
+from shardtool.files import atomic
+from shardtool.taxonomy import Taxonomy
+from train.model import HierarchicalModel
+from train.recipe import ModelSpec, differences
+
+FORMAT = 1
+LAST = "last.pt"
+BEST_SUFFIX = "-best.pt"
+
+
+@dataclass(frozen=True)
+class Position:
+    """What has been trained: `step` batches of epoch `epoch` of stage `stage`, all from zero."""
+
+    stage: int = 0
+    epoch: int = 0
+    step: int = 0
+
+
+@dataclass
+class Checkpoint:
+    """The contents of a checkpoint file."""
+
+    model: dict[str, torch.Tensor]
+    recipe: dict[str, Any]
+    taxonomy: Taxonomy
+    train_counts: NDArray[np.int64]
+    dataset: str
+    position: Position
+    stage: str
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    tail_f1: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)  # best score so far of each folder
+    optimizer: dict[str, dict[str, torch.Tensor]] | None = None
+    finished: bool = False
+
+    def save(self, path: Path) -> None:
+        """Write atomically. Raises NoSpace; what stood at `path` stays then."""
+        value = {
+            "format": FORMAT,
+            "tool": f"train-hier {__version__}",
+            **vars(self),
+            "taxonomy": self.taxonomy.to_json(),
+            "train_counts": torch.from_numpy(self.train_counts),
+            "position": asdict(self.position),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as file:
+            torch.save(value, file)
+
+    @classmethod
+    def load(cls, path: Path) -> Checkpoint:
+        """Read a checkpoint file. Raises UsageError for anything else."""
+        if not path.is_file():
+            raise UsageError("no such checkpoint", where=path, cure="give a .pt file or a run folder")
+        try:
+            value = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, zipfile.BadZipFile):
+            raise UsageError("not a checkpoint, or a damaged one", where=path) from None
+        if not isinstance(value, dict) or value.pop("format", None) != FORMAT:
+            raise UsageError("not a checkpoint of this program", where=path)
+        del value["tool"]
+        value["taxonomy"] = Taxonomy.from_json(value["taxonomy"])
+        value["train_counts"] = value["train_counts"].numpy()
+        value["position"] = Position(**value["position"])
+        return cls(**value)
+
+    def build_model(self) -> HierarchicalModel:
+        """The network with these weights, in evaluation mode, on the CPU."""
+        spec = ModelSpec.model_validate(self.recipe["model"])
+        model = HierarchicalModel(spec, self.taxonomy, pretrained=False)
+        model.load_state_dict(self.model)
+        return model.eval()
+
+    def check_resumable(self, recipe: dict[str, Any], taxonomy: Taxonomy, dataset: str) -> None:
+        """Raises ResumeRefused, with what differs, if a run would go on with something else."""
+        changed = differences(self.recipe, recipe)
+        if self.taxonomy.digest != taxonomy.digest:
+            changed.append(f"classes: {self.taxonomy.difference(taxonomy) or 'another order'}")
+        elif self.dataset != dataset:
+            changed.append(f"data {self.dataset[:12]} -> {dataset[:12]}")
+        if changed:
+            raise ResumeRefused(
+                f"this run was started with something else: {'; '.join(changed)}",
+                cure="use the same settings, or another --out for a new run",
+            )
+
+
+def find_checkpoint(path: Path) -> Path:
+    """A checkpoint file, or of a run folder the best end-to-end one, else last.pt."""
+    if not path.is_dir():
+        return path
+    best = sorted((path / "hierarchical_full").glob(f"*{BEST_SUFFIX}"))
+    return best[-1] if best else path / LAST

@@ -1,0 +1,126 @@
+"""One Swin backbone, one species head, one segmented disease matrix.
+
+The disease heads of all species are rows of one matrix: species s owns rows offsets[s] to
+offsets[s + 1]. `Segments` looks at the rows of each photo's own species.
+Legend: B photos, D features, S species, R rows of all disease heads, M diseases of the largest species.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from shardtool.errors import UsageError
+from shardtool.taxonomy import Taxonomy
+from train.compat import import_torchvision
+from train.recipe import ModelSpec
+
+
+@dataclass(frozen=True)
+class Logits:
+    """species [B, S]; diseases [B, R], of which only the rows of one species mean anything at once."""
+
+    species: torch.Tensor
+    diseases: torch.Tensor
+
+
+class Segments(nn.Module):
+    """The rows of each species inside the disease matrix."""
+
+    columns: torch.Tensor  # int64 [S, M], clipped to R - 1 where a species has fewer diseases
+    valid: torch.Tensor  # bool [S, M]
+
+    def __init__(self, taxonomy: Taxonomy) -> None:
+        super().__init__()
+        sizes = torch.from_numpy(taxonomy.sizes)
+        offsets = torch.from_numpy(taxonomy.offsets[:-1])
+        place = torch.arange(int(sizes.max()))
+        valid = place < sizes[:, None]
+        columns = (offsets[:, None] + place).clamp(max=taxonomy.rows - 1)
+        self.register_buffer("columns", columns, persistent=False)
+        self.register_buffer("valid", valid, persistent=False)
+
+    def log_softmax(self, diseases: torch.Tensor, species: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities of the diseases of the given species, float32 [B, M] with -inf behind the
+        last one, and which exist, bool [B, M]. diseases [B, R], species int64 [B]."""
+        valid = self.valid[species]
+        own = diseases.float().gather(1, self.columns[species])
+        return own.masked_fill(~valid, -torch.inf).log_softmax(1), valid
+
+
+class HierarchicalModel(nn.Module):
+    """`backbone`, `species_head`, `disease_heads`; the forward pass gives the logits of both levels."""
+
+    def __init__(self, spec: ModelSpec, taxonomy: Taxonomy, pretrained: bool | None = None) -> None:
+        """`pretrained=False` builds the network without weights, to be loaded from a checkpoint."""
+        super().__init__()
+        self.backbone = _backbone(spec, spec.pretrained if pretrained is None else pretrained)
+        features = int(self.backbone.num_features)
+        self.species_head = nn.Linear(features, len(taxonomy.species))
+        self.disease_heads = nn.Linear(features, taxonomy.rows)
+        self.segments = Segments(taxonomy)
+        for head in (self.species_head, self.disease_heads):
+            nn.init.trunc_normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
+
+    def forward(self, images: torch.Tensor) -> Logits:
+        """images float [B, 3, H, W], normalised as data.prepare does."""
+        features = self.backbone(images)
+        return Logits(self.species_head(features), self.disease_heads(features))
+
+
+def _backbone(spec: ModelSpec, pretrained: bool) -> Any:
+    import_torchvision()
+    import timm
+
+    arguments = {
+        "num_classes": 0,
+        "img_size": spec.image_size,
+        "drop_path_rate": spec.drop_path,
+        **spec.arguments,
+    }
+    try:
+        backbone = timm.create_model(spec.backbone, pretrained=pretrained and not spec.weights, **arguments)
+    except Exception as error:
+        raise _cure(error, spec) from error
+    if pretrained and spec.weights:
+        _load_weights(backbone, Path(spec.weights))
+    return backbone
+
+
+def _cure(error: Exception, spec: ModelSpec) -> UsageError:
+    """timm raises what its hub client, urllib or the constructor happen to raise."""
+    first = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    if not spec.pretrained or isinstance(error, (TypeError, AssertionError)):
+        return UsageError(f"timm cannot build {spec.backbone}: {first}", cure="see [model]")
+    return UsageError(
+        f"the pretrained weights of {spec.backbone} cannot be fetched ({first})",
+        cure="give a local file (--set model.weights=FILE.safetensors), a mirror "
+        "(HF_ENDPOINT=https://…), or start from scratch (--no-pretrained)",
+    )
+
+
+def _load_weights(backbone: nn.Module, path: Path) -> None:
+    """Load a timm state dict; its classifier is left aside. Raises UsageError naming what is missing."""
+    if not path.is_file():
+        raise UsageError("no such weights file", where=path, cure="mend model.weights")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        state = load_file(path)
+    else:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("model", state)
+    missing, unexpected = backbone.load_state_dict(state, strict=False)
+    foreign = [name for name in unexpected if not name.startswith("head.")]
+    if missing or foreign:
+        raise UsageError(
+            f"weights do not fit the backbone: {len(missing)} missing, {len(foreign)} unknown, "
+            f"first {(missing + foreign)[0]}",
+            where=path,
+            cure="use the weights of this timm model",
+        )
