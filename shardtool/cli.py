@@ -108,8 +108,10 @@ def verify(
     for finding in verified.findings:
         terminal.say(f"[red]{terminal.clean(finding.where)}[/]: {terminal.clean(finding.what)}")
     if verified.findings:
-        raise VerificationFailed(
-            f"{len(verified.findings)} findings", where=folder, cure="pack again to mend them"
+        terminal.finish(
+            VerificationFailed(
+                f"{len(verified.findings)} findings", where=folder, cure="pack again to mend them"
+            )
         )
     terminal.say(
         f"[green]good[/]: {verified.samples:,} photos in {verified.shards} shards, "

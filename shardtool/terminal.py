@@ -148,6 +148,11 @@ def run(app: typer.Typer) -> NoReturn:
     sys.exit(int(status or Status.DONE))
 
 
+def finish(error: UserError) -> NoReturn:
+    """End a command whose result has been shown: the error's line and status, no second JSON."""
+    raise typer.Exit(_fail(str(error), error.status))
+
+
 def _fail(message: str, status: Status) -> Status:
     console.print(f"[bold red]error:[/] {clean(message)}")
     return status

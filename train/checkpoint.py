@@ -7,8 +7,6 @@ optimizer by parameter name and the position, from which the same command goes o
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from shardtool.errors import ResumeRefused, UsageError
 from shardtool.files import atomic
 from shardtool.taxonomy import Taxonomy
 from train.model import HierarchicalModel
-from train.recipe import ModelSpec, differences
+from train.recipe import CheckpointFolder, ModelSpec, differences
 
 FORMAT = 1
 LAST = "last.pt"
@@ -76,7 +74,7 @@ class Checkpoint:
             raise UsageError("no such checkpoint", where=path, cure="give a .pt file or a run folder")
         try:
             value = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, zipfile.BadZipFile):
+        except Exception:  # the unpickler trips over foreign bytes in any way there is
             raise UsageError("not a checkpoint, or a damaged one", where=path) from None
         if not isinstance(value, dict) or value.pop("format", None) != FORMAT:
             raise UsageError("not a checkpoint of this program", where=path)
@@ -105,6 +103,25 @@ class Checkpoint:
                 f"this run was started with something else: {'; '.join(changed)}",
                 cure="use the same settings, or another --out for a new run",
             )
+
+
+def stage_files(folder: CheckpointFolder, epoch: int, val_loss: float, last: bool) -> list[str]:
+    """Names of the checkpoints at the end of a stage, as the source document has them."""
+    if folder == "species_only":
+        return [f"epoch={epoch:02d}-val_loss={val_loss:.2f}.pt"]
+    if folder == "disease_heads":
+        final = ["disease_heads_final.pt"] if last else []
+        return [f"disease_heads_epoch={epoch:02d}.pt", *final]
+    return [f"epoch={epoch:02d}.pt"]
+
+
+def save_best(folder: Path, epoch: int, checkpoint: Checkpoint) -> None:
+    """Write the best checkpoint of a folder, then remove the one that was best before."""
+    path = folder / f"epoch={epoch:02d}{BEST_SUFFIX}"
+    before = set(folder.glob(f"*{BEST_SUFFIX}"))
+    checkpoint.save(path)
+    for old in before - {path}:
+        old.unlink()
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -18,6 +18,7 @@ from shardtool.errors import InputRefused, UsageError
 
 if TYPE_CHECKING:
     from shardtool.index import Split
+    from train.checkpoint import Checkpoint
     from train.metrics import Scores
     from train.predict import NotAPhoto, Prediction
     from train.recipe import Recipe
@@ -86,12 +87,13 @@ def evaluate(
     Example: train-hier evaluate runs/small --shards data/shards/val --json
     """
     from shardtool.index import open_split
+    from train.checkpoint import Checkpoint, find_checkpoint
     from train.metrics import scores_json
 
-    split = open_split(shards)
-    scores = _evaluate(checkpoint, split, workers, device, quiet=as_json)
+    found = Checkpoint.load(find_checkpoint(checkpoint))
+    scores = _evaluate(found, open_split(shards), workers, device, quiet=as_json)
     if as_json:
-        terminal.emit(scores_json(scores, split.taxonomy))
+        terminal.emit(scores_json(scores, found.taxonomy))
     else:
         _show_scores(scores)
 
@@ -123,11 +125,10 @@ def predict(
     for item in answers:
         if not as_json:
             _show_answer(item)
-    failed = [item for item in answers if isinstance(item, NotAPhoto)]
-    if len(failed) == len(answers):
-        raise UsageError("no photo could be read", where=failed[0].photo, cure=failed[0].reason)
+    failed = sum(isinstance(item, NotAPhoto) for item in answers)
     if failed:
-        raise InputRefused(f"{len(failed)} of {len(answers)} could not be read")
+        kind = UsageError if failed == len(answers) else InputRefused
+        terminal.finish(kind(f"{failed} of {len(answers)} paths could not be read as photos"))
 
 
 @app.command()
@@ -175,24 +176,22 @@ def _train(spec: Recipe, shards: str, val: str, out: Path, workers: int, device:
     terminal.say(f"next: train-hier predict {terminal.clean(out)} PHOTO")
 
 
-def _evaluate(checkpoint: Path, split: Split, workers: int, device: str, quiet: bool) -> Scores:
+def _evaluate(found: Checkpoint, split: Split, workers: int, device: str, quiet: bool) -> Scores:
     from train.augment import EvalTransform
-    from train.checkpoint import Checkpoint, find_checkpoint
     from train.data import Loader
     from train.device import autocast, choose_device, choose_precision
     from train.evaluate import evaluate as ask
     from train.metrics import score
     from train.recipe import parse_recipe
 
-    found = Checkpoint.load(find_checkpoint(checkpoint))
     if found.taxonomy.digest != split.taxonomy.digest:
         raise UsageError(
             "the checkpoint and the shards have other classes: "
             + (found.taxonomy.difference(split.taxonomy) or "another order"),
-            where=checkpoint,
+            where=split.folder,
             cure="evaluate on shards packed with the classes of its training",
         )
-    recipe = parse_recipe(found.recipe, str(checkpoint))
+    recipe = parse_recipe(found.recipe, "checkpoint")
     where = choose_device(device)
     loader = Loader(split, EvalTransform(recipe.model.image_size), workers, where)
     show = terminal.silent if quiet else terminal.progress

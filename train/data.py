@@ -10,7 +10,6 @@ import math
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 
 import cv2
@@ -48,12 +47,6 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def split(self, size: int) -> Iterator[Batch]:
-        """Parts of at most `size` photos."""
-        for start in range(0, len(self), size):
-            part = slice(start, start + size)
-            yield self._map(partial(_slice, part=part))
 
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         return Batch(
@@ -173,10 +166,6 @@ class _Draws:
         return 0 if self._order is None else self._order.steps - self._start
 
 
-def _slice(tensor: torch.Tensor, part: slice) -> torch.Tensor:
-    return tensor[part]
-
-
 def in_order(count: int, batch: int) -> EpochOrder:
     """Every sample once, as they stand: for evaluation."""
     return EpochOrder(np.arange(count), np.zeros(count, dtype=np.int64), batch)
@@ -187,6 +176,9 @@ def _as_it_is(batch: Batch) -> Batch:
 
 
 def _start_worker(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process decides how to stop
+    # the main process decides how to stop; its own handlers came along with the fork
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)

@@ -7,45 +7,34 @@ if it had not been.
 
 from __future__ import annotations
 
-import contextlib
-import math
-import signal
 import time
-from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import numpy as np
 import torch
 
-from shardtool.errors import Status, TrainingError, UserError
+from shardtool.errors import Status, UserError
 from shardtool.files import exclusive, remove_temporaries
 from shardtool.index import Split
 from shardtool.terminal import clean
 from train.augment import EvalTransform, TrainTransform
-from train.checkpoint import BEST_SUFFIX, LAST, Checkpoint, Position
-from train.data import Batch, Loader, prepare
+from train.checkpoint import LAST, Checkpoint, Position, save_best, stage_files
+from train.data import Batch, Loader
 from train.device import autocast, choose_precision, device_name
 from train.evaluate import Evaluated, evaluate
 from train.logbook import Logbook
-from train.losses import hierarchical_loss
+from train.meter import Meter
 from train.metrics import Scores, score
-from train.mix import mix
 from train.model import HierarchicalModel
 from train.order import EpochOrder, blocks, epoch_order, repeats
 from train.recipe import CheckpointFolder, Recipe, StageSpec
-from train.stages import (
-    freeze,
-    learning_rate,
-    load_optimizer_state,
-    make_optimizer,
-    optimizer_state,
-)
+from train.stages import learning_rate, load_optimizer_state, optimizer_state
+from train.step import Step
+from train.stopping import StopRequest, stop_signals
 
 SAVE_SECONDS = 600.0
+STEP_STREAM = 1  # steps draw from another counter than the order of the epoch
 BEST_BY: dict[CheckpointFolder, str] = {
     "species_only": "species_top1",
     "disease_heads": "disease_top1",
@@ -77,7 +66,7 @@ def train(run: Run) -> Scores:
     Raises Stopped (75) after a signal, ResumeRefused (8) if the folder holds another run,
     DestinationBusy (5) if another process trains into it, TrainingError for non-finite losses.
     """
-    with exclusive(run.out, "train-hier"), Logbook(run.out) as log, _signals() as asked:
+    with exclusive(run.out, "train-hier"), Logbook(run.out) as log, stop_signals() as asked:
         remove_temporaries(run.out)
         return Trainer(run, log, asked).run_stages()
 
@@ -90,7 +79,6 @@ class Trainer:
         self.recipe, self.device = run.recipe, run.device
         self.taxonomy, self.train_counts = run.train.taxonomy, run.train.class_counts
         self.dtype = choose_precision(run.device, run.recipe.optimizer)
-        self.scaler = torch.amp.GradScaler(enabled=self.dtype == torch.float16)
         self.blocks = blocks(run.train.shard, run.train.offset)
         size = run.recipe.model.image_size
         self.loader = Loader(
@@ -101,6 +89,8 @@ class Trainer:
         )
         self.val_loader = Loader(run.val, EvalTransform(size), min(run.workers, 2), run.device)
         self.position, self.finished = Position(), False
+        self.metrics: dict[str, float | None] = {}  # of the latest validation
+        self.tail_f1: dict[str, float] = {}
         self.best: dict[str, float] = {}
         self.resumed = self._resume()
         self.saved_at = time.monotonic()
@@ -135,13 +125,12 @@ class Trainer:
         stage = self.recipe.stages[number]
         if self.position.epoch >= stage.epochs:
             return
-        freeze(self.model, stage.trains)
-        self.optimizer = make_optimizer(self.model, stage, self.recipe.optimizer)
+        self.step = Step(self.model, self.recipe, stage, self.device)
         if self.resumed and self.resumed.optimizer is not None:
-            load_optimizer_state(self.optimizer, self.resumed.optimizer)
+            load_optimizer_state(self.step.optimizer, self.resumed.optimizer)
         self.resumed = None  # a later stage starts with a fresh optimizer
         order = self._order(stage, 0)
-        learning = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        learning = sum(parameter.numel() for parameter in self.step.learning)
         self.log.say(
             f"[bold]stage {number + 1} of {len(self.recipe.stages)}: {clean(stage.name)}[/], "
             f"{stage.epochs} epochs of {order.steps:,} steps, trains {stage.trains} "
@@ -153,7 +142,7 @@ class Trainer:
 
     def _epoch(self, number: int, stage: StageSpec, epoch: int) -> None:
         order = self._order(stage, epoch)
-        start, meter = self.position.step, _Meter(order)
+        start, meter = self.position.step, Meter(order)
         batches = self.loader.epoch(order, self._epoch_number(number, epoch), start)
         for batch in meter.timed(batches):
             losses = self.train_step(stage, batch, epoch, order.steps)
@@ -166,38 +155,14 @@ class Trainer:
         self._close_epoch(number, stage, epoch, evaluated, meter)
 
     def train_step(self, stage: StageSpec, batch: Batch, epoch: int, steps_an_epoch: int) -> dict[str, float]:
-        """One optimizer step on one global batch, in micro-batches where memory is short.
-
-        Returns the mean loss of each level and the gradient's norm before clipping.
-        """
-        number = self._epoch_number(self.recipe.stages.index(stage), epoch)
+        """One step, with the rate, the mixing and the random numbers of its place in the run."""
+        number = self._epoch_number(self.position.stage, epoch)
         generator = np.random.Generator(
-            np.random.Philox(key=[self.recipe.seed, number], counter=[0, 0, 1, batch.step])
+            np.random.Philox(key=[self.recipe.seed, number], counter=[0, 0, STEP_STREAM, batch.step])
         )
-        torch.manual_seed(int(generator.integers(1 << 63)))  # stochastic depth
-        self.optimizer.set_lr(learning_rate(stage, epoch * steps_an_epoch + batch.step, steps_an_epoch))
+        lr = learning_rate(stage, epoch * steps_an_epoch + batch.step, steps_an_epoch)
         mixing = stage.mixing and epoch < stage.epochs - stage.mixing_off_epochs
-        spec = self.recipe.mix if mixing else self.recipe.mix.model_copy(update={"probability": 0.0})
-        sums: dict[str, float] = {}
-        for part in batch.split(self.recipe.optimizer.micro_batch or len(batch)):
-            part = part.to(self.device)
-            share = len(part) / len(batch)
-            images = prepare(part.images, self.device)
-            images, targets = mix(images, part.species, part.disease, spec, generator)
-            with autocast(self.device, self.dtype):
-                logits = self.model(images)
-            losses = hierarchical_loss(logits, targets, self.model.segments, stage.losses, self.recipe.loss)
-            self.scaler.scale(losses.total * share).backward()
-            for level, value in losses.parts.items():
-                sums[level] = sums.get(level, 0.0) + float(value) * share
-        self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self._learning(), self.recipe.optimizer.clip)
-        if not math.isfinite(sum(sums.values())) or not (self.scaler.is_enabled() or norm.isfinite()):
-            raise self._diverged(batch)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        return {**sums, "gradient norm": float(norm)}
+        return self.step(batch, lr, mixing, generator)
 
     def validate(self) -> Evaluated:
         """Every photo of the validation split; the stage's frozen parts stay frozen."""
@@ -218,40 +183,35 @@ class Trainer:
     # ---- saving -----------------------------------------------------------------------------
 
     def _close_epoch(
-        self, number: int, stage: StageSpec, epoch: int, evaluated: Evaluated, meter: _Meter
+        self, number: int, stage: StageSpec, epoch: int, evaluated: Evaluated, meter: Meter
     ) -> None:
         scores = self._scores(evaluated)
-        values = scores.values()
+        self.metrics, self.tail_f1 = scores.values(), scores.tail_f1(self.taxonomy)
         val_loss = sum(evaluated.losses[level] for level in stage.losses)
         counted = 1 + epoch + self._epochs_before(number, stage.folder)
         self.log.event(
             "epoch",
             stage=stage.name,
             epoch=counted,
-            metrics=values,
+            metrics=self.metrics,
             val_loss=val_loss,
             **meter.summary(),
         )
-        shown = "  ".join(f"{name} {value:.1%}" for name, value in values.items() if value is not None)
+        shown = "  ".join(f"{name} {value:.1%}" for name, value in self.metrics.items() if value is not None)
         self.log.say(f"  epoch {counted:02d}  {meter.text()}  val loss {val_loss:.3f}  {shown}")
-        checkpoint = replace(self._checkpoint(stage), metrics=values, tail_f1=scores.tail_f1(self.taxonomy))
         folder = self.run.out / stage.folder
-        if epoch + 1 == stage.epochs:
-            for name in _stage_files(stage.folder, counted, val_loss, self._is_last(number)):
-                checkpoint.save(folder / name)
-        value = values[BEST_BY[stage.folder]]
+        value = self.metrics[BEST_BY[stage.folder]]
         if value is not None and value > self.best.get(stage.folder, -1.0):
             self.best[stage.folder] = value
-            previous = set(folder.glob(f"*{BEST_SUFFIX}"))
-            path = folder / f"epoch={counted:02d}{BEST_SUFFIX}"
-            checkpoint.save(path)
-            for old in previous - {path}:
-                old.unlink()
+            save_best(folder, counted, self._checkpoint(stage))
+        if epoch + 1 == stage.epochs:
+            for name in stage_files(stage.folder, counted, val_loss, self._is_last(number)):
+                self._checkpoint(stage).save(folder / name)
         self.save_last(stage)
 
     def save_last(self, stage: StageSpec) -> None:
         """Write last.pt, from which the same command goes on."""
-        optimizer = optimizer_state(self.optimizer) if self._in_stage() else None
+        optimizer = optimizer_state(self.step.optimizer) if self._in_stage() else None
         replace(self._checkpoint(stage), optimizer=optimizer).save(self.run.out / LAST)
         self.saved_at = time.monotonic()
 
@@ -277,6 +237,8 @@ class Trainer:
             dataset=self.run.train.digest,
             position=self.position,
             stage=stage.name,
+            metrics=self.metrics,
+            tail_f1=self.tail_f1,
             best=dict(self.best),
             finished=self.finished,
         )
@@ -291,8 +253,11 @@ class Trainer:
         last = Checkpoint.load(path)
         last.check_resumable(self.recipe.as_dict(), self.taxonomy, self.run.train.digest)
         self.model = last.build_model().to(self.device)
-        self.position, self.best, self.finished = last.position, dict(last.best), last.finished
-        if not self.finished:
+        self.position, self.finished = last.position, last.finished
+        self.metrics, self.tail_f1, self.best = last.metrics, last.tail_f1, dict(last.best)
+        if self.finished:
+            self.log.say(f"this run is finished; for another one, give another --out than {self.run.out}")
+        else:
             self.log.say(
                 f"going on from {LAST}: stage {last.position.stage + 1}, "
                 f"epoch {last.position.epoch + 1}, step {last.position.step}"
@@ -334,104 +299,13 @@ class Trainer:
             and position.epoch < self.recipe.stages[position.stage].epochs
         )
 
-    def _learning(self) -> list[torch.nn.Parameter]:
-        return [p for p in self.model.parameters() if p.requires_grad]
-
-    def _line(self, stage: StageSpec, step: int, meter: _Meter) -> str:
+    def _line(self, stage: StageSpec, step: int, meter: Meter) -> str:
         stages = self.recipe.stages
         return (
             f"stage {self.position.stage + 1}/{len(stages)} {stage.name}  "
             f"epoch {self.position.epoch + 1}/{stage.epochs}  step {step + 1}/{meter.order.steps}  "
             f"{meter.text()}"
         )
-
-    def _diverged(self, batch: Batch) -> TrainingError:
-        names = sorted({self.taxonomy.species[s] for s in batch.species.tolist()})
-        return TrainingError(
-            f"loss or gradient is not finite at step {batch.step} (species {', '.join(names[:5])})",
-            where=self.run.out,
-            cure="last.pt is from before; lower the stage's lr or use precision fp32",
-        )
-
-
-class StopRequest:
-    """Set by a signal, looked at between two steps."""
-
-    signal = ""
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[StopRequest]:
-    """SIGINT, SIGTERM and SIGUSR1 ask to stop after the current step; a second one stops at once."""
-    request = StopRequest()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if request.signal:
-            raise KeyboardInterrupt
-        request.signal = signal.Signals(number).name
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.signal(number, ask) for number in numbers}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-class _Meter:
-    """Rates and mean losses of an epoch; where the time went."""
-
-    def __init__(self, order: EpochOrder) -> None:
-        self.order = order
-        self.photos, self.waited, self.start = 0, 0.0, time.monotonic()
-        self.recent: deque[dict[str, float]] = deque(maxlen=50)
-        self.sums: dict[str, float] = {}
-
-    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches, with the time spent waiting for them counted."""
-        while True:
-            before = time.monotonic()
-            batch = next(batches, None)
-            self.waited += time.monotonic() - before
-            if batch is None:
-                return
-            yield batch
-
-    def count(self, photos: int, losses: dict[str, float]) -> None:
-        self.photos += photos
-        self.recent.append(losses)
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value * photos
-
-    def summary(self) -> dict[str, Any]:
-        seconds = time.monotonic() - self.start
-        return {
-            "photos": self.photos,
-            "seconds": round(seconds, 3),
-            "photos_a_second": round(self.photos / max(seconds, 1e-9), 1),
-            "data_wait_share": round(self.waited / max(seconds, 1e-9), 4),
-            "train": {name: value / max(self.photos, 1) for name, value in self.sums.items()},
-        }
-
-    def text(self) -> str:
-        seconds = max(time.monotonic() - self.start, 1e-9)
-        means = {
-            name: sum(losses[name] for losses in self.recent) / len(self.recent)
-            for name in (self.recent[-1] if self.recent else ())
-        }
-        losses = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
-        return f"{self.photos / seconds:,.0f} img/s  data wait {self.waited / seconds:.0%}  loss: {losses}"
-
-
-def _stage_files(folder: CheckpointFolder, epoch: int, val_loss: float, last: bool) -> list[str]:
-    """Names of the checkpoints at the end of a stage, as the source document has them."""
-    if folder == "species_only":
-        return [f"epoch={epoch:02d}-val_loss={val_loss:.2f}.pt"]
-    if folder == "disease_heads":
-        final = ["disease_heads_final.pt"] if last else []
-        return [f"disease_heads_epoch={epoch:02d}.pt", *final]
-    return [f"epoch={epoch:02d}.pt"]
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

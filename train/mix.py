@@ -24,9 +24,12 @@ class Targets:
     species_b: torch.Tensor | None = None
     disease_b: torch.Tensor | None = None
 
-    @property
-    def mixed(self) -> bool:
-        return self.species_b is not None
+    def __getitem__(self, part: slice) -> Targets:
+        """The labels of some of the photos."""
+        first = (self.species[part], self.disease[part], self.lam)
+        if self.species_b is None or self.disease_b is None:
+            return Targets(*first)
+        return Targets(*first, self.species_b[part], self.disease_b[part])
 
     def pairs(self) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
         """(species, disease, weight) of each label."""

@@ -161,7 +161,9 @@ def parse_recipe(value: dict[str, Any], where: str) -> Recipe:
     except ValidationError as error:
         first = error.errors()[0]
         setting = ".".join(str(part) for part in first["loc"]) or "recipe"
-        raise UsageError(f"{setting}: {first['msg']}", where=where, cure="mend it") from None
+        unknown = first["type"] == "extra_forbidden"
+        problem = "there is no such setting" if unknown else first["msg"]
+        raise UsageError(f"{setting}: {problem}", where=where) from None
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

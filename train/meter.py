@@ -1,0 +1,58 @@
+"""How fast an epoch goes, what it loses time on, and its mean losses."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from train.data import Batch
+from train.order import EpochOrder
+
+RECENT_STEPS = 50
+
+
+class Meter:
+    """Rates and mean losses of an epoch; where the time went."""
+
+    def __init__(self, order: EpochOrder) -> None:
+        self.order = order
+        self.photos, self.waited, self.start = 0, 0.0, time.monotonic()
+        self.recent: deque[dict[str, float]] = deque(maxlen=RECENT_STEPS)
+        self.sums: dict[str, float] = {}
+
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches, with the time spent waiting for them counted."""
+        while True:
+            before = time.monotonic()
+            batch = next(batches, None)
+            self.waited += time.monotonic() - before
+            if batch is None:
+                return
+            yield batch
+
+    def count(self, photos: int, losses: dict[str, float]) -> None:
+        self.photos += photos
+        self.recent.append(losses)
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value * photos
+
+    def summary(self) -> dict[str, Any]:
+        seconds = time.monotonic() - self.start
+        return {
+            "photos": self.photos,
+            "seconds": round(seconds, 3),
+            "photos_a_second": round(self.photos / max(seconds, 1e-9), 1),
+            "data_wait_share": round(self.waited / max(seconds, 1e-9), 4),
+            "train": {name: value / max(self.photos, 1) for name, value in self.sums.items()},
+        }
+
+    def text(self) -> str:
+        seconds = max(time.monotonic() - self.start, 1e-9)
+        means = {
+            name: sum(losses[name] for losses in self.recent) / len(self.recent)
+            for name in (self.recent[-1] if self.recent else ())
+        }
+        losses = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
+        return f"{self.photos / seconds:,.0f} img/s  data wait {self.waited / seconds:.0%}  loss: {losses}"
