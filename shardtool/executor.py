@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -23,7 +24,8 @@ def processes(workers: int) -> Iterator[Executor | None]:
         yield None
         return
     # spawn, not fork: the progress display runs a thread, and forking beside threads can deadlock
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_on_interrupt)
     try:
         yield pool
     except BrokenProcessPool as error:
@@ -33,6 +35,11 @@ def processes(workers: int) -> Iterator[Executor | None]:
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_on_interrupt() -> None:
+    # Ctrl-C reaches the workers too: they shall end at once and without a traceback each
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def ordered(

@@ -68,7 +68,8 @@ def exclusive(folder: Path, purpose: str) -> Iterator[None]:
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # lockf, not flock: forked data workers that outlive a killed trainer must not inherit it
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise DestinationBusy(
                 f"another {purpose} is writing here{_owner(descriptor)}",

@@ -192,6 +192,8 @@ def _refusals(
 
 
 def _check_destination(source: Path, out: Path) -> None:
+    if not source.is_dir():
+        raise UsageError("no such folder", where=source, cure="give the folder of the organized tree")
     if out.exists() and not out.is_dir():
         raise UsageError("--out is a file", where=out, cure="give a folder")
     if out.resolve().is_relative_to(source.resolve()):
@@ -220,6 +222,7 @@ def _make_room(out: Path, plans: Sequence[ShardPlan], stale: Sequence[ShardPlan]
         raise NoSpace(f"needs {size_text(needed)}, {size_text(free)} free", where=out, cure="free some")
     if stale:
         (out / DATASET_FILE).unlink(missing_ok=True)
+    remove_temporaries(out)
     wanted = {out / plan.split / f"{plan.name}.{end}" for plan in plans for end in ("tar", "parquet")}
     for split in SPLITS:
         folder = out / split

@@ -108,8 +108,6 @@ def list_tree(root: Path) -> Tree:
 
     Raises UsageError when there is nothing to pack or two class names differ only in case or blanks.
     """
-    if not root.is_dir():
-        raise UsageError("no such folder", where=root, cure="give the folder of the organized tree")
     walk = _Walk(root)
     top = walk.subfolders(b"")
     splits = [name for name in top if os.fsdecode(name) in SPLITS]

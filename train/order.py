@@ -6,7 +6,6 @@ are the same for any number of workers, and (epoch, step) is all that a resume n
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -82,11 +81,3 @@ def epoch_order(
     spread = (place[samples] + copies / repeat[samples]) % 1.0
     order = np.argsort(spread, kind="stable")
     return EpochOrder(samples[order], copies[order], batch)
-
-
-def fingerprint(dataset: str, repeat: NDArray[np.int64], seed: int, batch: int) -> str:
-    """What the order of every epoch follows from; another fingerprint means other batches."""
-    parts = (dataset, seed, batch, WINDOW_BLOCKS, BLOCK_BYTES)
-    digest = hashlib.sha256(repr(parts).encode())
-    digest.update(np.ascontiguousarray(repeat, dtype=np.int64).tobytes())
-    return digest.hexdigest()

@@ -37,8 +37,10 @@ class Step:
         """Train on a batch; everything random in it is drawn from `generator`.
 
         The batch is mixed as a whole and then goes through in micro-batches: their size changes the
-        memory and, stochastic depth's draws apart, nothing else. Returns the mean loss of each level and the gradient's norm before
-        clipping. Raises TrainingError, the weights unchanged, for a loss or gradient that is not finite.
+        memory and, stochastic depth's draws apart, nothing else.
+
+        Returns the mean loss of each level and the gradient's norm before clipping. Raises TrainingError,
+        the weights unchanged, for a loss or gradient that is not finite.
         """
         torch.manual_seed(int(generator.integers(1 << 63)))  # stochastic depth
         self.optimizer.set_lr(lr)

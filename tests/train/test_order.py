@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.order import EpochOrder, blocks, epoch_order, fingerprint, repeats
+from train.order import EpochOrder, blocks, epoch_order, repeats
 
 sizes = st.integers(1, 400)
 
@@ -67,18 +67,6 @@ def test_blocks_are_runs_inside_one_shard() -> None:
     shard = np.array([0, 0, 0, 1], dtype=np.int32)
     offset = np.array([512, 4 << 20, (4 << 20) + 512, 512])
     assert blocks(shard, offset).tolist() == [0, 1, 1, 2]
-
-
-def test_the_fingerprint_changes_with_everything_that_changes_the_order() -> None:
-    repeat = np.ones(10, dtype=np.int64)
-    prints = {
-        fingerprint("data", repeat, 0, 8),
-        fingerprint("other", repeat, 0, 8),
-        fingerprint("data", repeat * 2, 0, 8),
-        fingerprint("data", repeat, 1, 8),
-        fingerprint("data", repeat, 0, 16),
-    }
-    assert len(prints) == 5
 
 
 # ORDER is part of what a checkpoint resumes: change these numbers only on purpose

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -75,7 +76,7 @@ def test_the_rate_warms_up_then_follows_a_cosine_to_its_end() -> None:
     assert rates[5] == pytest.approx(1e-4)
     assert rates[22] == pytest.approx((1e-4 + 1e-6) / 2, rel=0.02)
     assert rates[-1] == pytest.approx(1e-6)
-    assert all(a >= b for a, b in zip(rates[5:], rates[6:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[5:]))
 
 
 def test_a_rate_without_an_end_is_constant() -> None:

@@ -1,0 +1,227 @@
+"""The command line as a person meets it: exit statuses, one-line errors, JSON, harmless names."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shardtool.cli import parse_size, parse_split
+from shardtool.errors import UsageError
+from shardtool.terminal import clean
+
+Jpeg = Callable[..., bytes]
+Grow = Callable[..., Path]
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+IMG = "<img src=x onerror=alert(1)>"
+EVIL = [
+    IMG,
+    "[bold red]loud[blink]",
+    "\x1b[31mred\x1b]0;title\x07",
+    "abc\u202etxt.exe",
+    "nul\x01\r\nforged: line",
+]
+HARMLESS_TAGS = {
+    *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "code"),
+    *("table", "tr", "th", "td", "span", "div", "figure", "img", "figcaption"),
+}
+
+
+def error_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The last line on stderr, which is the error; people read one line, not ten."""
+    assert done.stdout == ""
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    return line
+
+
+def test_a_clean_pack_is_status_0_and_a_second_one_too(
+    specimens: Path, tmp_path: Path, shardtool: Cli
+) -> None:
+    first = shardtool("pack", specimens, "--out", tmp_path / "out", "--workers", 2, "--json")
+    assert first.returncode == 0
+    value = json.loads(first.stdout)
+    assert value["splits"]["train"]["samples"] == 36
+    assert value["splits"]["val"]["samples"] == 18
+    assert (value["species"], value["classes"]) == (3, 9)
+    assert value["written_shards"] == 2
+    assert value["refusals"] == []
+    second = shardtool("pack", specimens, "--out", tmp_path / "out", "--workers", 1)
+    assert second.returncode == 0
+    assert "0 shards written, 2 were up to date" in second.stderr
+    info = json.loads(shardtool("info", tmp_path / "out", "--json").stdout)
+    assert info["digest"] == value["digest"]
+    other = shardtool("pack", specimens, "--out", tmp_path / "out", "--seed", 1)
+    assert other.returncode == 8
+    assert "seed 0 -> 1" in error_line(other)
+
+
+def test_refused_photos_are_status_3_and_named(
+    tmp_path: Path, grow: Grow, jpeg: Jpeg, shardtool: Cli
+) -> None:
+    tree = grow(
+        tmp_path / "tree",
+        {
+            "train/A/x/leak.jpg": jpeg(1),
+            "val/A/x/1.jpg": jpeg(1),
+            "train/A/x/page.jpg": b"<html>",
+            "train/A/x/good.jpg": jpeg(2),
+        },
+    )
+    done = shardtool("pack", tree, "--out", tmp_path / "out", "--workers", 1)
+    assert done.returncode == 3
+    assert "train/A/x/leak.jpg: leak, same bytes as val/A/x/1.jpg" in done.stderr
+    assert "train/A/x/page.jpg: not an image" in done.stderr
+    again = shardtool("pack", tree, "--out", tmp_path / "out", "--workers", 1, "--json")
+    assert again.returncode == 3
+    assert json.loads(again.stdout)["refused"] == {"leak": 1, "not an image": 1}
+    strict = shardtool("pack", tree, "--out", tmp_path / "strict", "--workers", 1, "--strict")
+    assert strict.returncode == 3
+    assert "leak.jpg" in error_line(strict)
+
+
+def test_wrong_use_is_status_2_with_one_line(tmp_path: Path, grow: Grow, jpeg: Jpeg, shardtool: Cli) -> None:
+    tree = grow(tmp_path / "tree", {"train/A/x/1.jpg": jpeg(1)})
+    foreign = grow(tmp_path / "foreign", {"thesis.txt": b"mine"})
+    twins = grow(tmp_path / "twins", {"train/A/x/1.jpg": jpeg(1), "train/a/x/1.jpg": jpeg(2)})
+    for arguments, words in (
+        ((tree, "--out", tree / "out"), "inside the source"),
+        ((tree, "--out", foreign), "not made by shardtool"),
+        ((tmp_path / "nowhere", "--out", tmp_path / "out"), "no such folder"),
+        ((tree, "--out", tmp_path / "out", "--shard-size", "inf"), "not a size"),
+        ((twins, "--out", tmp_path / "out2"), "'A' and 'a'"),
+    ):
+        done = shardtool("pack", *arguments, "--workers", 1)
+        assert done.returncode == 2
+        assert words in error_line(done)
+
+
+def test_an_error_is_an_object_under_json(tmp_path: Path, shardtool: Cli) -> None:
+    done = shardtool("info", tmp_path, "--json")
+    assert done.returncode == 2
+    value = json.loads(done.stdout)
+    assert value["status"] == 2
+    assert value["error"] == "UsageError"
+    assert value["where"] == str(tmp_path)
+    assert value["cure"]
+
+
+def test_an_unknown_option_is_status_2(shardtool: Cli) -> None:
+    assert shardtool("pack", "--nope").returncode == 2
+
+
+def test_every_command_shows_an_example(shardtool: Cli) -> None:
+    for command in ("pack", "verify", "info", "specimens"):
+        done = shardtool(command, "-h")
+        assert done.returncode == 0
+        assert f"Example: shardtool {command}" in done.stdout
+
+
+def test_an_output_that_cannot_be_made_is_status_1_with_one_line(
+    specimens: Path, tmp_path: Path, grow: Grow, shardtool: Cli
+) -> None:
+    grow(tmp_path, {"file": b"x"})
+    done = shardtool("pack", specimens, "--out", tmp_path / "file" / "out", "--workers", 1)
+    assert done.returncode in (1, 2)
+    assert "file" in error_line(done)
+
+
+def test_an_unknown_address_is_status_2_with_one_line(shardtool: Cli) -> None:
+    done = shardtool("info", "nosuchscheme://x/y")
+    assert done.returncode == 2
+    assert "nosuchscheme" in error_line(done)
+
+
+def test_specimens_of_another_plan_are_status_2_with_one_line(tmp_path: Path, shardtool: Cli) -> None:
+    plan = ("--species", 1, "--diseases", 1, "--images", 2, "--size", 32, "--workers", 1)
+    assert shardtool("specimens", tmp_path / "drawn", *plan).returncode == 0
+    done = shardtool("specimens", tmp_path / "drawn", *plan, "--seed", 1)
+    assert done.returncode == 2
+    assert "another plan" in error_line(done)
+
+
+# --- Names that want to do something -----------------------------------------------------------
+
+
+class Tags(html.parser.HTMLParser):
+    """Every tag of a page with its attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+
+def test_class_names_do_nothing_on_the_terminal_and_in_the_report(
+    tmp_path: Path, grow: Grow, jpeg: Jpeg, shardtool: Cli
+) -> None:
+    names = [*EVIL, os.fsdecode(b"caf\xe9\xff")]
+    files = {f"train/{name}/{name}/{name}.jpg": jpeg(i) for i, name in enumerate(names)}
+    bad = {f"train/{name}/{name}/bad{name}.jpg": b"\x1b[31m<script>[red]" for name in names}
+    done = shardtool("pack", grow(tmp_path / "tree", files | bad), "--out", tmp_path / "out", "--workers", 1)
+    assert done.returncode == 3
+    for character in ("\x1b", "\x07", "\x01", "\r", "\u202e"):
+        assert character not in done.stderr
+    assert "[bold red]loud[blink]" in done.stderr
+    assert not any(line.startswith("forged") for line in done.stderr.splitlines())
+    report = (tmp_path / "out/report.html").read_text()
+    tags = Tags()
+    tags.feed(report)
+    assert {tag for tag, _ in tags.seen} == HARMLESS_TAGS
+    assert all((attributes["src"] or "").startswith("data:") for tag, attributes in tags.seen if tag == "img")
+    assert not any(name.startswith("on") for _, attributes in tags.seen for name in attributes)
+    assert "default-src 'none'" in report
+    assert "\x1b" not in json.dumps(json.loads((tmp_path / "out/report.json").read_text()))
+    assert shardtool("verify", tmp_path / "out", "--workers", 1).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["\x1b[0m", "a\x00b", "x\u202ey", "\ud800", "\u200b", "a\nb", "\x9b31m", "\u2028"]
+)
+def test_control_and_direction_characters_are_replaced(text: str) -> None:
+    assert "\N{REPLACEMENT CHARACTER}" in clean(text)
+    assert not set(clean(text)) & set("\x1b\x00\u202e\ud800\u200b\n\x9b\u2028")
+
+
+@pytest.mark.parametrize("text", ["[red]", "[/]", "a[b]c", "\\[x]", "tail\\", "[link=file:///etc]x"])
+def test_markup_is_printed_as_it_stands(text: str) -> None:
+    from rich.text import Text
+
+    assert Text.from_markup(f"[green]{clean(text)}[/] after").plain == f"{text} after"
+
+
+# --- Values ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("1GB", 10**9), ("64 MB", 64 * 10**6), ("64mb", 64 * 10**6), ("1.5kB", 1500), ("10485760", 10_485_760)],
+)
+def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "1XB", "1GiB", "one", "nan", "inf", "1e999GB", "1 2 MB", "0x10"])
+def test_what_is_no_size_is_a_usage_error(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_size(text)
+
+
+def test_shares_add_up_to_one() -> None:
+    assert parse_split("0.9/0.1") == pytest.approx(0.1)
+    assert parse_split("1/0") == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["0.9", "0.9/0.2", "-0.1/1.1", "a/b", "", "0.8/0.1/0.1", "nan/nan", "inf/-inf"]
+)
+def test_other_shares_are_usage_errors(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_split(text)

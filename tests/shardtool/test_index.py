@@ -1,0 +1,270 @@
+"""Reading packed photos by number: columns, bytes, loud damage; local, remote, in another process."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from shardtool.errors import CorruptSample, DatasetError, UsageError
+from shardtool.index import SIDECAR, Split, open_manifest, open_split
+
+
+@pytest.fixture
+def train(packed: Path) -> Split:
+    return open_split(str(packed / "train"))
+
+
+@pytest.fixture
+def remote(packed: Path) -> Iterator[str]:
+    """The packed specimens in fsspec's file system in memory."""
+    files = fsspec.filesystem("memory")
+    for path in packed.rglob("*"):
+        if path.is_file():
+            files.pipe_file(f"/packed/{path.relative_to(packed)}", path.read_bytes())
+    yield "memory://packed"
+    files.rm("/packed", recursive=True)
+
+
+def test_a_split_has_a_column_entry_for_every_sample(train: Split, packed: Path) -> None:
+    assert len(train) == 36
+    for name in ("shard", "offset", "size", "crc32c", "species", "row"):
+        assert len(getattr(train, name)) == 36
+    types = {
+        name: getattr(train, name).dtype.name for name in ("shard", "offset", "size", "crc32c", "species")
+    }
+    assert types == {
+        "shard": "int32",
+        "offset": "int64",
+        "size": "int32",
+        "crc32c": "uint32",
+        "species": "int32",
+    }
+    assert train.row.dtype == np.int32
+    assert len(train.shards) == len(list(packed.glob("train/*.tar")))
+    assert train.digest == json.loads((packed / "dataset.json").read_text())["digest"]
+
+
+def test_the_labels_are_those_of_the_folders(train: Split) -> None:
+    for sample in range(len(train)):
+        _, species, disease, _ = train.entry(sample)["source"].decode().split("/")
+        assert train.taxonomy.row_names[train.row[sample]] == (species, disease)
+        assert train.taxonomy.species[train.species[sample]] == species
+        assert train.taxonomy.diseases[train.species[sample]][train.disease[sample]] == disease
+    assert train.class_counts.tolist() == [4] * 9
+
+
+def test_reading_gives_the_photos_that_were_packed(train: Split, specimens: Path) -> None:
+    order = np.random.default_rng(0).permutation(len(train))
+    for sample, data in zip(order, train.read(order), strict=True):
+        entry = train.entry(int(sample))
+        assert data == (specimens / os.fsdecode(entry["source"])).read_bytes()
+        assert len(data) == entry["size"] == train.size[sample]
+
+
+def test_a_sample_may_be_read_twice_and_none_may_be_asked_for(train: Split) -> None:
+    one, same = train.read([5, 5])
+    assert one == same
+    assert train.read([]) == []
+
+
+def test_a_damaged_photo_names_shard_key_and_offset(packed_copy: Path) -> None:
+    split = open_split(str(packed_copy / "train"))
+    path = packed_copy / "train" / f"{split.shards[split.shard[7]]}.tar"
+    data = bytearray(path.read_bytes())
+    data[split.offset[7] + 20] ^= 1
+    path.write_bytes(data)
+    entry = split.entry(7)
+    with pytest.raises(CorruptSample) as caught:
+        split.read([7])
+    assert caught.value.where == f"train/{path.name}, key {entry['key']}, offset {entry['offset']}"
+    assert split.read([6])
+    assert open_split(str(packed_copy / "train"), check=False).read([7])[0][20] == data[split.offset[7] + 20]
+
+
+def test_a_shard_cut_after_opening_is_a_corrupt_sample(packed_copy: Path) -> None:
+    split = open_split(str(packed_copy / "train"))
+    for name in split.shards:
+        os.truncate(packed_copy / "train" / f"{name}.tar", 600)
+    for sample in range(len(split)):
+        with pytest.raises(CorruptSample):
+            split.read([sample])
+
+
+def test_a_shard_that_vanished_after_opening_is_a_dataset_error(packed_copy: Path) -> None:
+    split = open_split(str(packed_copy / "train"))
+    (packed_copy / "train/shard-000000.tar").unlink()
+    with pytest.raises(DatasetError, match="shard-000000"):
+        split.read([0])
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "longer", "no folder"])
+def test_missing_and_cut_shards_are_found_at_opening(packed_copy: Path, damage: str) -> None:
+    shard = packed_copy / "train/shard-000001.tar"
+    if damage == "missing":
+        shard.unlink()
+    elif damage == "cut":
+        os.truncate(shard, 5120)
+    elif damage == "longer":
+        os.truncate(shard, shard.stat().st_size + 10_240)
+    else:
+        shutil.rmtree(packed_copy / "train")
+    with pytest.raises(DatasetError):
+        open_split(str(packed_copy / "train"))
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "noise", "exchanged"])
+def test_a_wrong_sidecar_is_found_at_opening(packed_copy: Path, damage: str) -> None:
+    sidecar = packed_copy / "train/shard-000001.parquet"
+    if damage == "missing":
+        sidecar.unlink()
+    elif damage == "empty":
+        sidecar.write_bytes(b"")
+    elif damage == "noise":
+        sidecar.write_bytes(b"PAR1" + bytes(100) + b"PAR1")
+    else:  # as many rows, in another order: offsets and labels of other photos
+        table = pq.read_table(sidecar)
+        pq.write_table(table.take(list(reversed(range(table.num_rows)))), sidecar)
+    with pytest.raises(DatasetError):
+        open_split(str(packed_copy / "train"))
+
+
+def test_a_split_that_is_not_there_is_named_with_those_that_are(packed: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="it has train, val"):
+        open_split(str(packed / "test"))
+    with pytest.raises(UsageError, match=r"no dataset\.json"):
+        open_split(str(tmp_path / "train"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", "\xff", '{"format": 2}', '{"format": 1}', '{"format": 1, "splits": []}'],
+)
+def test_a_damaged_dataset_json_is_a_dataset_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "dataset.json").write_text(text, encoding="latin-1")
+    with pytest.raises(DatasetError):
+        open_manifest(str(tmp_path))
+
+
+def test_an_unknown_key_in_dataset_json_is_a_dataset_error(packed_copy: Path) -> None:
+    path = packed_copy / "dataset.json"
+    value = json.loads(path.read_text())
+    value["splits"]["train"]["shards"][0]["surprise"] = 1
+    path.write_text(json.dumps(value))
+    with pytest.raises(DatasetError):
+        open_manifest(str(packed_copy))
+
+
+@pytest.mark.parametrize("url", ["nosuchscheme://bucket/data", "nosuchscheme://bucket/data/train"])
+def test_an_address_that_cannot_be_opened_is_a_usage_error(url: str) -> None:
+    with pytest.raises(UsageError):
+        open_split(url)
+    with pytest.raises(UsageError):
+        open_manifest(url)
+
+
+def test_a_remote_dataset_reads_like_a_local_one(train: Split, remote: str) -> None:
+    there = open_split(f"{remote}/train")
+    for name in ("shard", "offset", "size", "crc32c", "species", "row"):
+        np.testing.assert_array_equal(getattr(there, name), getattr(train, name))
+    samples = [35, 0, 17]
+    assert there.read(samples) == train.read(samples)
+    assert there.where(17) == train.where(17)
+    assert open_split(f"{remote}/val/").read([0])
+
+
+def test_damage_is_found_in_a_remote_dataset_too(remote: str) -> None:
+    files = fsspec.filesystem("memory")
+    split = open_split(f"{remote}/train")
+    path = f"/packed/train/{split.shards[split.shard[3]]}.tar"
+    data = bytearray(files.cat_file(path))
+    data[split.offset[3]] ^= 1
+    files.pipe_file(path, bytes(data))
+    with pytest.raises(CorruptSample, match="key"):
+        split.read([3])
+    files.pipe_file(path, bytes(data)[:-512])
+    with pytest.raises(DatasetError, match="bytes, not"):
+        open_split(f"{remote}/train")
+
+
+class Web(fsspec.AbstractFileSystem):
+    """A remote whose paths are whole addresses, as those of fsspec's HTTP file system are."""
+
+    protocol = "web"
+    root = Path()
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return path
+
+    def _place(self, path: str) -> Path:
+        if not path.startswith("web://host/"):
+            raise ValueError(f"not an address: {path}")
+        return self.root / path.removeprefix("web://host/")
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: object) -> bytes:
+        return self._place(path).read_bytes()[start:end]
+
+    def ls(self, path: str, detail: bool = True, **_: object) -> list[dict[str, object]]:
+        return [
+            {"name": f"{path}/{inside.name}", "size": inside.stat().st_size, "type": "file"}
+            for inside in self._place(path).iterdir()
+        ]
+
+
+def test_a_dataset_is_read_by_its_web_address(train: Split, packed: Path) -> None:
+    fsspec.register_implementation("web", Web, clobber=True)
+    Web.root = packed.parent
+    there = open_split(f"web://host/{packed.name}/train")
+    assert there.read([3]) == train.read([3])
+
+
+def test_a_pickled_split_reads_in_another_life(train: Split, remote: str) -> None:
+    expected = train.read([4])
+    for split in (train, open_split(f"{remote}/train")):
+        again = pickle.loads(pickle.dumps(split))
+        assert again.read([4]) == expected
+        assert len(again) == len(split)
+
+
+def test_a_pickled_split_carries_no_open_files(train: Split) -> None:
+    train.read(range(len(train)))
+    state = pickle.loads(pickle.dumps(train)).__dict__
+    assert state["_files"] == {}
+
+
+def test_a_folder_may_be_given_with_a_slash_or_relative(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(open_split(f"{packed}/train/")) == 36
+    monkeypatch.chdir(packed)
+    assert open_split("train").read([0]) == open_split("./train").read([0])
+    monkeypatch.chdir(packed.parent)
+    assert len(open_split(f"{packed.name}/val")) == 18
+
+
+def test_the_sidecars_have_the_documented_schema(packed: Path) -> None:
+    for path in packed.glob("*/*.parquet"):
+        schema = pq.read_schema(path)
+        assert schema.remove_metadata().equals(SIDECAR)
+        assert set(schema.metadata) == {b"shardtool.format", b"shardtool.sha256"}
+    assert [(field.name, field.type) for field in SIDECAR] == [
+        ("key", pa.string()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("species_id", pa.int32()),
+        ("disease_id", pa.int32()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("crc32c", pa.uint32()),
+        ("source", pa.binary()),
+    ]

@@ -1,0 +1,227 @@
+"""Damage of every kind is found, named, and told by the exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shardtool import tar
+from shardtool.errors import UsageError
+from shardtool.executor import processes
+from shardtool.index import read_sidecar
+from shardtool.pack import PackOptions, pack
+from shardtool.verify import Verified, verify
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def flip(path: Path, offset: int, mask: int = 1) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= mask
+    path.write_bytes(data)
+
+
+def rows(folder: Path, shard: str) -> list[dict[str, object]]:
+    return read_sidecar((folder / f"{shard}.parquet").read_bytes(), shard).to_pylist()
+
+
+def places(verified: Verified) -> list[str]:
+    return [finding.where for finding in verified.findings]
+
+
+def test_a_packed_dataset_is_clean(packed: Path) -> None:
+    for deep in (False, True):
+        verified = verify(packed, deep)
+        assert verified.findings == ()
+        assert verified.samples == 54
+        assert verified.shards == len(list(packed.glob("*/*.tar")))
+        assert verified.bytes == sum(path.stat().st_size for path in packed.glob("*/*.tar"))
+
+
+def test_processes_find_the_same_as_one_process(packed_copy: Path) -> None:
+    flip(packed_copy / "train/shard-000001.tar", 700)
+    alone = verify(packed_copy)
+    with processes(2) as executor:
+        assert verify(packed_copy, executor=executor, workers=2) == alone
+    assert len(alone.findings) == 1
+
+
+def test_a_flipped_bit_in_a_photo_names_shard_key_and_offset(packed_copy: Path) -> None:
+    sample = rows(packed_copy, "train/shard-000001")[2]
+    flip(packed_copy / "train/shard-000001.tar", int(str(sample["offset"])) + 100, 0x40)
+    where = f"train/shard-000001.tar, key {sample['key']}, offset {sample['offset']}"
+    assert places(verify(packed_copy)) == [where]
+
+
+def test_a_flipped_bit_in_a_header_names_shard_and_offset(packed_copy: Path) -> None:
+    flip(packed_copy / "val/shard-000000.tar", 3)
+    assert places(verify(packed_copy)) == ["val/shard-000000.tar at 0"]
+
+
+@pytest.mark.parametrize("ending", [".cls", ".json"])
+def test_a_flipped_bit_in_a_label_is_found(packed_copy: Path, ending: str) -> None:
+    path = packed_copy / "train/shard-000000.tar"
+    with path.open("rb") as file:
+        label = next(m for m in tar.members(file, "") if m.name.endswith(ending))
+    flip(path, label.offset)
+    for deep in (False, True):
+        [where] = places(verify(packed_copy, deep))
+        assert where.startswith("train/shard-000000.tar")
+    [finding] = verify(packed_copy, deep=True).findings
+    assert ending in finding.what
+
+
+def test_a_padding_byte_and_a_final_zero_are_not_too_small_to_be_found(packed_copy: Path) -> None:
+    sample = rows(packed_copy, "train/shard-000000")[0]
+    padding = int(str(sample["offset"])) + int(str(sample["size"]))
+    assert padding % tar.BLOCK
+    flip(packed_copy / "train/shard-000000.tar", padding)
+    flip(packed_copy / "val/shard-000000.tar", -1)
+    found = places(verify(packed_copy))
+    assert [re.split("[ ,]", place)[0] for place in found] == [
+        "train/shard-000000.tar",
+        "val/shard-000000.tar",
+    ]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_flipped_bit_of_any_file_is_found(packed: Path, tmp_path: Path, data: st.DataObject) -> None:
+    # Parquet and tar only: the reports are for people, dataset.json has its own test
+    folder = tmp_path / "any"
+    shutil.copytree(packed, folder, dirs_exist_ok=True)
+    path = data.draw(st.sampled_from(sorted(folder.glob("*/shard-*"))))
+    flip(path, data.draw(st.integers(0, path.stat().st_size - 1)), 1 << data.draw(st.integers(0, 7)))
+    verified = verify(folder)
+    assert verified.findings
+    assert all(place.startswith(f"{path.parent.name}/{path.stem}") for place in places(verified))
+
+
+@pytest.mark.parametrize("keep", [0, 1, 511, 512, 10_240])
+def test_a_cut_shard_is_found(packed_copy: Path, keep: int) -> None:
+    os.truncate(packed_copy / "train/shard-000000.tar", keep)
+    [finding] = verify(packed_copy).findings
+    assert finding.where == "train/shard-000000.tar"
+    assert f"has {keep} bytes" in finding.what
+
+
+@pytest.mark.parametrize("ending", ["tar", "parquet"])
+def test_a_missing_file_is_found(packed_copy: Path, ending: str) -> None:
+    (packed_copy / f"train/shard-000002.{ending}").unlink()
+    [finding] = verify(packed_copy).findings
+    assert finding.where.startswith("train/shard-000002")
+    assert "No such file" in finding.what
+
+
+def test_an_extra_shard_is_found(packed_copy: Path) -> None:
+    shutil.copy(packed_copy / "train/shard-000000.tar", packed_copy / "train/shard-000099.tar")
+    assert places(verify(packed_copy)) == ["train/shard-000099.tar"]
+
+
+def test_a_split_that_is_not_listed_is_found(packed_copy: Path) -> None:
+    shutil.copytree(packed_copy / "val", packed_copy / "test")
+    assert places(verify(packed_copy)) != []
+
+
+def swap(one: Path, other: Path) -> None:
+    between = one.with_name("between")
+    one.rename(between)
+    other.rename(one)
+    between.rename(other)
+
+
+def test_swapped_shards_are_found_with_and_without_their_sidecars(packed_copy: Path) -> None:
+    train = packed_copy / "train"
+    swap(train / "shard-000000.tar", train / "shard-000001.tar")
+    found = verify(packed_copy).findings
+    assert {finding.where.split(",")[0] for finding in found} == {
+        "train/shard-000000.tar",
+        "train/shard-000001.tar",
+    }
+    swap(train / "shard-000000.parquet", train / "shard-000001.parquet")
+    assert set(places(verify(packed_copy))) == {"train/shard-000000.parquet", "train/shard-000001.parquet"}
+
+
+def test_a_shard_of_another_generation_is_found(
+    packed_copy: Path, specimens: Path, packing: PackOptions, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    pack(specimens, other, PackOptions(packing.shard_size, seed=1))
+    for ending in ("tar", "parquet"):
+        shutil.copy(other / f"val/shard-000000.{ending}", packed_copy / "val")
+    assert {place.split(".")[0] for place in places(verify(packed_copy))} == {"val/shard-000000"}
+
+
+@pytest.mark.parametrize("name", ["species", "disease", "shard"])
+def test_a_changed_dataset_json_is_found(packed_copy: Path, name: str) -> None:
+    path = packed_copy / "dataset.json"
+    value = json.loads(path.read_text())
+    if name == "species":
+        value["taxonomy"]["species"][0]["name"] = "Aaa"
+    elif name == "disease":
+        value["taxonomy"]["species"][0]["diseases"][0] = "Aaa"
+    else:
+        value["splits"]["train"]["shards"].pop()
+    path.write_text(json.dumps(value))
+    assert "dataset.json" in places(verify(packed_copy))
+
+
+def test_exchanged_class_counts_are_found(packed_copy: Path) -> None:
+    path = packed_copy / "dataset.json"
+    value = json.loads(path.read_text())
+    counts = value["splits"]["train"]["class_counts"]
+    counts[0], counts[1] = counts[0] + 1, counts[1] - 1
+    path.write_text(json.dumps(value))
+    assert places(verify(packed_copy)) == ["dataset.json"]
+
+
+def test_a_photo_that_was_trusted_and_does_not_decode_is_found_by_looking_deep(
+    specimens_copy: Path, tmp_path: Path
+) -> None:
+    photo = sorted(specimens_copy.glob("train/*/*/*.jpg"))[1]
+    photo.write_bytes(photo.read_bytes()[:-200])
+    pack(specimens_copy, tmp_path / "out", PackOptions(check="header"))
+    assert verify(tmp_path / "out").findings == ()
+    [finding] = verify(tmp_path / "out", deep=True).findings
+    assert "does not decode" in finding.what
+    assert re.fullmatch(r"train/shard-000000\.tar, key [0-9a-f]{24}, offset \d+", finding.where)
+
+
+def test_a_folder_without_dataset_json_is_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no dataset\.json"):
+        verify(tmp_path)
+
+
+def test_what_verify_finds_the_next_pack_mends(
+    packed: Path, packed_copy: Path, specimens: Path, packing: PackOptions, digests: Callable[..., object]
+) -> None:
+    flip(packed_copy / "train/shard-000000.tar", 700)  # a photo
+    flip(packed_copy / "train/shard-000001.tar", 3)  # a header
+    flip(packed_copy / "train/shard-000002.tar", -1)  # the zeros at the end
+    flip(packed_copy / "val/shard-000000.parquet", 50)
+    (packed_copy / "val/shard-000001.parquet").unlink()
+    done = pack(specimens, packed_copy, packing)
+    assert done.written_shards == 5
+    assert verify(packed_copy, deep=True).findings == ()
+    assert digests(packed_copy) == digests(packed)
+
+
+def test_the_exit_status_is_0_for_good_and_4_for_damage(packed_copy: Path, shardtool: Cli) -> None:
+    good = shardtool("verify", packed_copy, "--workers", 1)
+    assert (good.returncode, good.stdout) == (0, "")
+    assert "good" in good.stderr
+    flip(packed_copy / "train/shard-000000.tar", 700)
+    bad = shardtool("verify", packed_copy, "--json", "--workers", 1)
+    assert bad.returncode == 4
+    [finding] = json.loads(bad.stdout)["findings"]
+    assert finding["where"].startswith("train/shard-000000.tar, key ")
+    assert finding["where"] in bad.stderr

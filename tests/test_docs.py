@@ -1,0 +1,99 @@
+"""The documents say what the program does: tables are generated, commands parse, names exist."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from benchmarks.cli import app as bench_app
+from typer.testing import CliRunner
+
+from shardtool.cli import app as shardtool_app
+from shardtool.errors import Status
+from shardtool.index import SIDECAR
+from train.cli import app as train_app
+from train.metrics import METRICS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FORMAT = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
+APPS = {"shardtool": shardtool_app, "train-hier": train_app, "bench-io": bench_app}
+
+
+def results_table(results: dict[str, Any]) -> str:
+    """The README's table from the JSON that `train-hier evaluate --json` prints."""
+    lines = ["| metric | value | 95 % interval | target | |", "|---|---:|---:|---:|---|"]
+    for name in METRICS:
+        low, high = results["intervals"][name]
+        target = results["targets"].get(name)
+        lines.append(
+            f"| {results['definitions'][name]} | {results['metrics'][name]:.1%} | {low:.1%} – {high:.1%} | "
+            f"{f'{target:.0%}' if target else ''} | {results['verdicts'][name]} |"
+        )
+    return "\n".join(lines)
+
+
+def test_the_readme_table_is_the_measured_one() -> None:
+    results = json.loads((ROOT / "benchmarks" / "results" / "leaves-small.json").read_text())
+    shown = re.search(r"<!-- table:begin.*?-->\n(.*?)\n?<!-- table:end -->", README, re.DOTALL)
+    assert shown is not None
+    assert shown[1].strip() == results_table(results["evaluation"])
+    assert results["training"]["photos"] == {"train": 9786, "val": 1478}
+    assert {"hardware", "versions", "commands"} <= set(results)
+
+
+def commands() -> list[str]:
+    text = README + (ROOT / "Makefile").read_text(encoding="utf-8")
+    found = re.findall(rf"^\s*((?:{'|'.join(APPS)}) .*)$", text, re.MULTILINE)
+    return [line.partition("  #")[0].strip() for line in found]
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(commands()) >= 10
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_of_the_readme_and_the_makefile_has_options_that_exist(command: str) -> None:
+    plain = re.sub(r'"\$\$\(.*\)"|\$\(\w+\)', "", command)
+    name, *arguments = shlex.split(plain)
+    group = typer.main.get_command(APPS[name])
+    known = set(group.params)
+    subcommands = getattr(group, "commands", {})
+    if arguments and arguments[0] in subcommands:
+        known = set(subcommands[arguments[0]].params)
+    options = {option for parameter in known for option in parameter.opts}
+    assert {argument for argument in arguments if argument.startswith("--")} <= options
+
+
+def test_the_readme_fits_on_a_few_screens() -> None:
+    assert len(README.splitlines()) < 200
+
+
+def test_paths_in_the_readme_exist() -> None:
+    for path in re.findall(r"`((?:docs|train|benchmarks)/[\w./]*|\w+\.(?:md|txt))`", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_format_page_lists_the_sidecars_columns_and_types() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \|", FORMAT, re.MULTILINE)
+    assert rows == [(field.name, str(field.type)) for field in SIDECAR]
+
+
+def test_the_format_page_lists_every_exit_status() -> None:
+    listed = {int(number) for number in re.findall(r"^\| (\d+) \|", FORMAT, re.MULTILINE)}
+    assert listed == {int(status) for status in Status}
+
+
+@pytest.mark.parametrize("name", APPS)
+def test_every_help_has_an_example(name: str) -> None:
+    runner = CliRunner()
+    group = typer.main.get_command(APPS[name])
+    for arguments in [[], *([sub] for sub in getattr(group, "commands", {}))]:
+        result = runner.invoke(APPS[name], [*arguments, "--help"])
+        assert result.exit_code == 0
+        assert f"Example: {name}" in result.output
