@@ -5,6 +5,7 @@ from __future__ import annotations
 import html.parser
 import json
 import os
+import resource
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from shardtool.cli import parse_size, parse_split
 from shardtool.errors import UsageError
 from shardtool.terminal import clean
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 Jpeg = Callable[..., bytes]
 Grow = Callable[..., Path]
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -129,6 +131,23 @@ def test_an_output_that_cannot_be_made_is_status_1_with_one_line(
     done = shardtool("pack", specimens, "--out", tmp_path / "file" / "out", "--workers", 1)
     assert done.returncode in (1, 2)
     assert "file" in error_line(done)
+
+
+def test_a_failed_write_is_status_1_and_leaves_no_half_shard(
+    specimens: Path, tmp_path: Path, command: Callable[..., list[str]]
+) -> None:
+    out = tmp_path / "out"
+    done = subprocess.run(
+        command("pack", specimens, "--out", out, "--workers", 1),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )
+    assert done.returncode == 1
+    assert "File too large" in error_line(done)
+    assert [path.name for path in out.rglob("*") if path.is_file()] == [".lock"]
 
 
 def test_an_unknown_address_is_status_2_with_one_line(shardtool: Cli) -> None:

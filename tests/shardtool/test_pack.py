@@ -405,6 +405,12 @@ def test_converted_photos_are_counted_by_rule(tmp_path: Path, grow: Grow, jpeg: 
     assert verify(tmp_path / "out", deep=True).findings == ()
 
 
+def test_a_source_that_is_not_there_leaves_no_trace(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such folder"):
+        pack(tmp_path / "nowhere", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("place", ["tree", "tree/out", "tree/train/out", "link/out"])
 def test_the_output_may_not_lie_inside_the_source(place: str, tmp_path: Path, grow: Grow, jpeg: Jpeg) -> None:
     tree = grow(tmp_path / "tree", {"train/A/x/1.jpg": jpeg(1)})
@@ -510,9 +516,15 @@ def test_a_shard_written_before_a_kill_does_not_pass_for_that_of_a_photo_put_bac
 # --- Kills and rivals --------------------------------------------------------------------------
 
 
+CHILDREN = "/proc/{0}/task/{0}/children"
+needs_children = pytest.mark.skipif(
+    not Path(CHILDREN.format(os.getpid())).exists(), reason="needs Linux's list of child processes in /proc"
+)
+
+
 def children(pid: int) -> list[int]:
     """Processes whose parent is `pid`."""
-    listed = Path(f"/proc/{pid}/task/{pid}/children")
+    listed = Path(CHILDREN.format(pid))
     return [int(child) for child in listed.read_text().split()] if listed.exists() else []
 
 
@@ -546,6 +558,7 @@ def test_a_pack_that_is_killed_anywhere_goes_on_to_the_same_bytes(
     assert digests(out) == digests(packed)
 
 
+@needs_children
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_the_workers_of_a_killed_pack_die_with_it(
     number: int,
@@ -580,6 +593,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@needs_children
 def test_ctrl_c_ends_a_pack_at_once_with_130_and_one_line(
     tmp_path: Path, specimens: Path, command: Callable[..., list[str]]
 ) -> None:

@@ -122,11 +122,6 @@ def test_a_tree_without_photos_in_classes_is_an_error(
         list_tree(grow(tmp_path, files))
 
 
-def test_a_source_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no such folder"):
-        list_tree(tmp_path / "nowhere")
-
-
 # --- Names -------------------------------------------------------------------------------------
 
 NAMES = [

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from shardtool import leaves
+from shardtool import canvas, leaves, lesions, scene
 from shardtool.specimens import (
     DISEASE_LIMIT,
     FORMS,
@@ -85,13 +85,13 @@ def test_no_species_has_the_leaf_of_another() -> None:
     assert len(skins) == 320
 
 
-@pytest.mark.parametrize("kind", leaves.LESIONS)
+@pytest.mark.parametrize("kind", lesions.LESIONS)
 def test_lesions_change_the_blade_and_nothing_else(kind: str) -> None:
     for species, form in product(range(len(leaves.FAMILIES)), FORMS.values()):
         leaf = leaves.leaf(0, species)
         healthy, ill = (
-            leaves.photograph(leaf, disease, np.random.default_rng(species), 64).astype(int)
-            for disease in (None, leaves.Disease(kind, None, *form))
+            scene.photograph(leaf, disease, np.random.default_rng(species), 64).astype(int)
+            for disease in (None, lesions.Disease(kind, None, *form))
         )
         changed = np.abs(ill - healthy).max(2)
         blade = blade_of_first_pose(leaf, species)
@@ -99,13 +99,13 @@ def test_lesions_change_the_blade_and_nothing_else(kind: str) -> None:
         assert np.count_nonzero(changed > 24) > 0.01 * np.count_nonzero(blade)
 
 
-def blade_of_first_pose(leaf: leaves.Leaf, seed: int) -> leaves.Plane:
-    pose = leaves._pose(np.random.default_rng(seed), 64)  # a photo's first draw is its pose
-    return leaves._filled(leaf.anatomy.moved(pose).rims, 64)
+def blade_of_first_pose(leaf: leaves.Leaf, seed: int) -> canvas.Plane:
+    pose = scene._pose(np.random.default_rng(seed), 64)  # a photo's first draw is its pose
+    return canvas.filled(leaf.anatomy.moved(pose).rims, 64)
 
 
 def test_the_diseases_use_every_kind_of_lesion() -> None:
-    assert set(KINDS.values()) == set(leaves.LESIONS)
+    assert set(KINDS.values()) == set(lesions.LESIONS)
 
 
 def test_names_are_unique_whatever_the_case_and_safe_in_a_file_system() -> None:
