@@ -157,11 +157,11 @@ def specimens(
 
     try:
         plan = SpecimenPlan(species, diseases, images, size, seed, long_tail)
+        total = sum(train + val for train, val in class_images(plan).values())
+        with terminal.progress("drawing leaves", total) as advance:
+            written = write_specimens(plan, out, workers, advance)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    total = sum(train + val for train, val in class_images(plan).values())
-    with terminal.progress("drawing leaves", total) as advance:
-        written = write_specimens(plan, out, workers, advance)
     terminal.say(f"{written:,} of {total:,} photos drawn into {terminal.clean(out)}")
 
 
@@ -172,7 +172,7 @@ def parse_size(text: str) -> int:
     unit = text.strip()[len(number) :].strip().upper()
     try:
         return int(float(number) * units[unit])
-    except (KeyError, ValueError):
+    except (KeyError, OverflowError, ValueError):
         raise UsageError(f"not a size: {text!r}", cure="write 1GB, 64MB or bytes") from None
 
 
@@ -182,7 +182,7 @@ def parse_split(text: str) -> float:
         train, val = (float(part) for part in text.split("/"))
     except ValueError:
         raise UsageError(f"--split {text!r}", cure="write 0.9/0.1") from None
-    if train < 0 or val < 0 or abs(train + val - 1) > 1e-9:
+    if not (train >= 0 and val >= 0 and abs(train + val - 1) <= 1e-9):
         raise UsageError(f"--split {text}: the shares do not add up to 1")
     return val
 

@@ -63,6 +63,10 @@ class DatasetError(UserError):
     """A packed dataset is unfinished, or does not match its own dataset.json."""
 
 
+class DamagedManifest(DatasetError):
+    """dataset.json is cut or was edited by hand; packing again writes it anew."""
+
+
 class CorruptSample(DatasetError):
     """The bytes of one sample are not the bytes that were packed."""
 

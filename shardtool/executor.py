@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -25,7 +27,7 @@ def processes(workers: int) -> Iterator[Executor | None]:
         return
     # spawn, not fork: the progress display runs a thread, and forking beside threads can deadlock
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_on_interrupt)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent)
     try:
         yield pool
     except BrokenProcessPool as error:
@@ -37,9 +39,30 @@ def processes(workers: int) -> Iterator[Executor | None]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _end_on_interrupt() -> None:
+def _follow_parent() -> None:
     # Ctrl-C reaches the workers too: they shall end at once and without a traceback each
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    # and they end with a parent that is killed: else they wait for ever, and go on writing to a
+    # destination whose lock is free
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    # A worker started in here inherits the mask: Ctrl-C waits until `_follow_parent` has set it up
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def ordered(
@@ -51,7 +74,8 @@ def ordered(
         return
     waiting: deque[Future[Result]] = deque()
     for job in jobs:
-        waiting.append(executor.submit(work, job))
+        with _interrupts_held():
+            waiting.append(executor.submit(work, job))
         if len(waiting) >= in_flight:
             yield waiting.popleft().result()
     while waiting:

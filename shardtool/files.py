@@ -70,7 +70,7 @@ def exclusive(folder: Path, purpose: str) -> Iterator[None]:
         try:
             # lockf, not flock: forked data workers that outlive a killed trainer must not inherit it
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except (BlockingIOError, PermissionError) as error:
             raise DestinationBusy(
                 f"another {purpose} is writing here{_owner(descriptor)}",
                 where=folder,

@@ -12,7 +12,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any
 
 import fsspec
@@ -22,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from shardtool.errors import CorruptSample, DatasetError, UsageError
+from shardtool.errors import CorruptSample, DamagedManifest, DatasetError, UsageError
 from shardtool.taxonomy import Taxonomy
 
 FORMAT = 1
@@ -135,28 +134,33 @@ def open_manifest(folder: str) -> Manifest:
 
     Raises UsageError when it is not there, DatasetError when it is not one of ours.
     """
-    filesystem, root = fsspec.core.url_to_fs(folder)
-    path = str(PurePosixPath(root, DATASET_FILE))
+    filesystem, root = _filesystem(folder)
+    path = f"{root.rstrip('/')}/{DATASET_FILE}"
     try:
         value = json.loads(filesystem.cat_file(path))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(
             f"no {DATASET_FILE}: this is no packed dataset, or its packing has not finished",
             where=folder,
             cure="run shardtool pack, or give another folder",
         ) from error
     except ValueError as error:
-        raise DatasetError(f"{DATASET_FILE} is damaged", where=path, cure="pack again") from error
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise DamagedManifest(f"{DATASET_FILE} is damaged", where=path, cure="pack again") from error
+    if not isinstance(value, dict):
+        raise DamagedManifest(f"{DATASET_FILE} is damaged", where=path, cure="pack again")
+    if value.get("format") != FORMAT:
         raise DatasetError(
             f"{DATASET_FILE} has another format than {FORMAT}",
             where=path,
             cure="use the version that packed it, or pack again",
         )
-    return Manifest.from_json(value)
+    try:
+        return Manifest.from_json(value)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise DamagedManifest(f"{DATASET_FILE} is damaged", where=path, cure="pack again") from error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # columns do not compare to one truth value
 class Split:
     """The samples of one split, as columns; sample ids are positions in these columns.
 
@@ -230,7 +234,10 @@ class Split:
     def _descriptor(self, shard: int) -> int:
         if shard not in self._files:
             path = os.path.join(self.folder, self.shards[shard] + ".tar")
-            self._files[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                self._files[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError as error:
+                raise DatasetError("file is missing", where=path, cure="pack again") from error
         return self._files[shard]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -275,11 +282,13 @@ def open_split(folder: str, check: bool = True) -> Split:
 
 
 def _check_shards(folder: str, entries: Sequence[ShardEntry]) -> None:
-    filesystem, path = fsspec.core.url_to_fs(folder)
+    filesystem, path = _filesystem(folder)
+    try:
+        listed = filesystem.ls(path, detail=True)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DatasetError("folder is missing", where=folder, cure="pack again or fetch it again") from error
     found = {
-        info["name"].rpartition("/")[2]: info["size"]
-        for info in filesystem.ls(path, detail=True)
-        if info["name"].endswith(".tar")
+        info["name"].rpartition("/")[2]: info["size"] for info in listed if info["name"].endswith(".tar")
     }
     for entry in entries:
         size = found.get(f"{entry.name}.tar")
@@ -290,22 +299,32 @@ def _check_shards(folder: str, entries: Sequence[ShardEntry]) -> None:
 
 def _sidecar(folder: str, entry: ShardEntry) -> pa.Table:
     path = f"{folder}/{entry.name}.parquet"
-    table = read_sidecar(_cat(path), path)
-    if table.num_rows != entry.samples:
+    data = _cat(path)
+    if hashlib.sha256(data).hexdigest() != entry.sidecar_sha256:
         raise DatasetError(
-            f"sidecar has {table.num_rows} samples, {DATASET_FILE} says {entry.samples}",
+            f"sidecar is not the one that {DATASET_FILE} lists",
             where=path,
-            cure="pack again",
+            cure="pack again or fetch it again",
         )
-    return table
+    return read_sidecar(data, path)
 
 
 def _is_local(folder: str) -> bool:
     return "://" not in folder
 
 
+def _filesystem(url: str) -> tuple[Any, str]:
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:  # an unknown scheme, or a package that is not installed
+        raise UsageError(
+            str(error), where=url, cure="give a local folder or install what it needs"
+        ) from error
+    return filesystem, path
+
+
 def _cat(path: str, start: int | None = None, end: int | None = None) -> bytes:
-    filesystem, inside = fsspec.core.url_to_fs(path)
+    filesystem, inside = _filesystem(path)
     try:
         data: bytes = filesystem.cat_file(inside, start=start, end=end)
     except FileNotFoundError as error:

@@ -58,15 +58,18 @@ def leaking(groups: NDArray[np.int64], splits: NDArray[np.int8]) -> NDArray[np.b
 
 
 def make_splits(
-    groups: NDArray[np.int64], rows: NDArray[np.int32], val_share: float, seed: int
+    digests: Sequence[bytes], rows: NDArray[np.int32], val_share: float, seed: int
 ) -> NDArray[np.int8]:
     """Split 0 (train) or 1 (val) for a tree without split folders, stratified by class.
 
     Of each class round(share x groups) go to val; copies of one photo stay on one side. A class with
-    two photos or more keeps at least one on each side.
+    two photos or more keeps at least one on each side. The side follows from a hash of the photo's
+    content, so a photo that comes or goes moves at most one other per class.
     """
-    splits = np.zeros(len(groups), dtype=np.int8)
-    chance = np.random.default_rng([seed, 1]).random(int(groups.max(initial=-1)) + 1)
+    splits = np.zeros(len(digests), dtype=np.int8)
+    groups = same_bytes(digests)
+    chance = np.empty(int(groups.max(initial=-1)) + 1, dtype=np.uint64)
+    chance[groups] = positions(digests, seed)
     for row in np.unique(rows):
         inside = np.flatnonzero(rows == row)
         distinct = np.unique(groups[inside])
@@ -78,7 +81,7 @@ def make_splits(
 
 
 def positions(sources: Sequence[bytes], seed: int) -> NDArray[np.uint64]:
-    """Place of each photo in its split, uniform over 64 bits, from its path and the seed alone."""
+    """A number for each photo, uniform over 64 bits, from the given bytes and the seed alone."""
     digest = xxhash.xxh3_64_intdigest
     return np.array([digest(source, seed) for source in sources], dtype=np.uint64)
 
@@ -117,12 +120,10 @@ def plan(photos: pa.Table, taxonomy: Taxonomy, split: str, seed: int, shard_size
         return []
     sources = photos.column("source").to_pylist()
     place = positions(sources, seed)
-    order = np.argsort(place, kind="stable")  # photos come sorted by path: ties are settled by it
+    order = np.argsort(place, kind="stable")  # the scan has an order of its own: it settles ties
     sizes = _sample_sizes(photos, taxonomy, sources)
     count = max(1, -(-int(sizes.sum()) // shard_size))
-    ordered = photos.append_column("key", pa.array(keys(sources, photos.column("digest").to_pylist()))).take(
-        order
-    )
+    keyed = photos.append_column("key", pa.array(keys(sources, photos.column("digest").to_pylist())))
     shard_of = _interval(place[order], count)
     bounds = np.searchsorted(shard_of, np.arange(count + 1))
     plans: list[ShardPlan] = []
@@ -130,7 +131,8 @@ def plan(photos: pa.Table, taxonomy: Taxonomy, split: str, seed: int, shard_size
         if start < stop:  # a hash interval can be empty when shards hold a handful of photos
             size = tar.file_size(int(sizes[order[start:stop]].sum()))
             name = f"shard-{len(plans):06d}"
-            plans.append(ShardPlan(split, name, ordered.slice(start, stop - start), size))
+            # take, not slice: a slice is pickled with the whole table, once a job
+            plans.append(ShardPlan(split, name, keyed.take(order[start:stop]), size))
     return plans
 
 

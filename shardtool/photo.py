@@ -32,8 +32,11 @@ Reason = Literal[
 
 MIN_SIDE = 8
 MAX_PIXELS = 128 * 1024 * 1024
+MAX_SIDE = 65_500  # of a JPEG, by libjpeg
 _ORIENTATION = 0x0112
 _JPEG_FORMATS = ("JPEG", "MPO")
+# Pillow reads forty formats, one of them (EPS) by starting a program: these are what cameras and people use.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "AVIF", "PPM")
 
 
 class Refused(Exception):
@@ -63,9 +66,10 @@ def encode(data: bytes, check: Check = "decode") -> Encoded:
     """
     if not data:
         raise Refused("empty", "0 bytes")
-    with _opened(data) as image:
+    with warnings.catch_warnings(), _opened(data) as image:
+        warnings.simplefilter("ignore")  # Pillow reads tags late and warns about each odd one
         width, height = image.size
-        if width * height > MAX_PIXELS:
+        if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
             raise Refused("too large", f"{width} x {height} pixels")
         if min(width, height) < MIN_SIDE:
             raise Refused("too small", f"{width} x {height} pixels")
@@ -90,16 +94,17 @@ def conversion(image: Image.Image) -> str:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(_ORIENTATION, 1))
+        orientation = int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # EXIF is written by thousands of programs; a broken one says nothing
         return 1
+    return orientation if 2 <= orientation <= 8 else 1
 
 
 def _opened(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # sizes are judged by `encode`, odd EXIF is no fault
-            return Image.open(io.BytesIO(data))
+            return Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError:
         raise Refused("not an image", f"starts with {data[:12]!r}") from None
     except Image.DecompressionBombError as error:
@@ -116,20 +121,21 @@ def _decode_all(data: bytes) -> None:
 
 
 def _convert(image: Image.Image, rule: str) -> Encoded:
-    try:
-        upright = ImageOps.exif_transpose(image)
-        rgb = _rgb(upright)
-    except Exception as error:  # decoders of thirty formats, each with its own exceptions
-        raise Refused("damaged", f"{type(error).__name__}: {error}") from None
     out = io.BytesIO()
-    rgb.save(out, "JPEG", quality=95, subsampling=0)
+    try:
+        upright = image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
+        rgb = _rgb(upright)
+        # a comment in the source would be taken along, its EXIF not: only the pixels are wanted
+        rgb.save(out, "JPEG", quality=95, subsampling=0, comment=b"")
+    except Exception as error:  # decoders of ten formats, each with its own exceptions
+        raise Refused("damaged", f"{type(error).__name__}: {error}") from None
     return Encoded(out.getvalue(), rgb.width, rgb.height, rule)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):  # PIL clips these to white; scale them
         depth = np.asarray(image).astype(np.float64)
-        top = 65535.0 if depth.max() > 255 else 255.0
+        top = 65535.0 if image.mode.startswith("I;16") or depth.max() > 255 else 255.0
         image = Image.fromarray((depth.clip(0, top) / top * 255).round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -21,7 +21,8 @@ from PIL import Image
 
 from shardtool.files import write_atomic
 from shardtool.index import Manifest
-from shardtool.scan import Scan, column
+from shardtool.photo import Refused, encode
+from shardtool.scan import Scan, column, read_source
 from shardtool.terminal import size_text
 
 THUMBNAIL = 96
@@ -126,12 +127,16 @@ def _gallery(source: Path, scan: Scan, manifest: Manifest) -> str:
 
 
 def _thumbnail(path: bytes) -> str:
-    with Image.open(path) as image:
-        image.draft("RGB", (THUMBNAIL, THUMBNAIL))
-        small = image.convert("RGB")
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    out = io.BytesIO()
-    small.save(out, "JPEG", quality=80)
+    """A picture for the gallery, an empty one if the photo is gone or was trusted and does not decode."""
+    try:
+        photo = encode(read_source(path), "header")
+        with Image.open(io.BytesIO(photo.data)) as image:
+            image.draft("RGB", (THUMBNAIL, THUMBNAIL))
+            image.thumbnail((THUMBNAIL, THUMBNAIL))
+            out = io.BytesIO()
+            image.save(out, "JPEG", quality=80)
+    except (OSError, Refused):
+        return "data:,"
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 

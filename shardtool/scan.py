@@ -89,7 +89,7 @@ class Tree:
 
 @dataclass(frozen=True)
 class Scan:
-    """All photos (schema PHOTOS, ordered by source path) under one label space."""
+    """All photos (schema PHOTOS, class folder by class folder) under one label space."""
 
     root: Path
     taxonomy: Taxonomy
@@ -204,8 +204,14 @@ class _Walk:
 
     def _entries(self, path: bytes) -> tuple[list[bytes], list[bytes]]:
         """Sorted names of the subfolders and of the candidate photos in `path`."""
-        folders, photos = [], []
-        with os.scandir(os.path.join(self.root, path)) as entries:
+        folders: list[bytes] = []
+        photos: list[bytes] = []
+        try:
+            entries = os.scandir(os.path.join(self.root, path))
+        except OSError as error:
+            self.refused.append(Refusal(path, "unreadable", error.strerror or str(error)))
+            return folders, photos
+        with entries:
             for entry in entries:
                 ending = os.fsdecode(os.path.splitext(entry.name)[1]).lower()
                 if entry.name.startswith(b"."):
@@ -221,7 +227,8 @@ class _Walk:
 
 def _label(name: bytes) -> str:
     # macOS stores names decomposed; NFC makes the same class of the same word from two machines
-    return unicodedata.normalize("NFC", os.fsdecode(name))
+    # (decoded as UTF-8 whatever the locale says: the label is in the shard's bytes)
+    return unicodedata.normalize("NFC", name.decode("utf-8", "surrogateescape"))
 
 
 def _check_names(folders: tuple[Folder, ...]) -> None:

@@ -77,6 +77,13 @@ def members(file: BinaryIO, where: str) -> Iterator[Member]:
         if len(block) < BLOCK:
             raise DatasetError("shard is cut", where=f"{where} at {position}", cure="pack it again")
         if not any(block):
+            rest = file.read(end - file.tell())
+            if end != file_size(position) or any(rest):
+                raise DatasetError(
+                    "shard is cut or longer than its members",
+                    where=f"{where} at {position}",
+                    cure="pack it again",
+                )
             return
         name = block[:100].rstrip(b"\0")
         size = _octal(block[124:136])

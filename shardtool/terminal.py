@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 import traceback
@@ -43,7 +44,7 @@ _CommandLineError: type[Any] = typer.BadParameter.__bases__[0]
 def clean(text: object) -> str:
     """Text from a file name or a label, safe to print: no control or direction characters, no markup."""
     shown = "".join(
-        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(char) in ("Cc", "Cf", "Cs") else char
+        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") else char
         for char in str(text)
     )
     return escape(shown)
@@ -132,6 +133,8 @@ def run(app: typer.Typer) -> NoReturn:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         status = app(args=arguments, standalone_mode=False)
+        if status == Status.INTERRUPTED:  # typer turns Ctrl-C into this status without a word
+            _fail("interrupted: run the same command again", Status.INTERRUPTED)
     except _CommandLineError as error:
         error.show()
         status = Status.USAGE
@@ -139,13 +142,19 @@ def run(app: typer.Typer) -> NoReturn:
         status = _fail("interrupted: run the same command again", Status.INTERRUPTED)
     except BrokenPipeError:
         status = Status.DONE  # the reader of a pipe has seen enough
-    except UserError as error:
+    except (UserError, OSError) as error:
         if debug:
             traceback.print_exc()
+        told = error if isinstance(error, UserError) else _system_error(error)
         if "--json" in arguments:
-            emit(error.as_dict())
-        status = _fail(str(error), error.status)
+            emit(told.as_dict())
+        status = _fail(str(told), told.status)
     sys.exit(int(status or Status.DONE))
+
+
+def _system_error(error: OSError) -> UserError:
+    where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+    return UserError(error.strerror or str(error), where=where, cure="see that it is there and allowed")
 
 
 def finish(error: UserError) -> NoReturn:

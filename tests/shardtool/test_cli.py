@@ -83,7 +83,7 @@ def test_refused_photos_are_status_3_and_named(
     assert again.returncode == 3
     assert json.loads(again.stdout)["refused"] == {"leak": 1, "not an image": 1}
     strict = shardtool("pack", tree, "--out", tmp_path / "strict", "--workers", 1, "--strict")
-    assert strict.returncode == 3
+    assert strict.returncode == 1
     assert "leak.jpg" in error_line(strict)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shardtool.errors import InputRefused, ResumeRefused, SourceChanged, UsageError
+from shardtool.errors import ResumeRefused, SourceChanged, UsageError, UserError
 from shardtool.files import exclusive
 from shardtool.index import open_manifest, open_split
 from shardtool.pack import Packed, PackOptions, pack
@@ -375,17 +375,17 @@ def test_strict_stops_at_a_refused_photo_and_publishes_nothing(
     tmp_path: Path, grow: Grow, jpeg: Jpeg
 ) -> None:
     tree = grow(tmp_path / "tree", {"train/A/x/1.jpg": jpeg(1), "train/A/x/2.jpg": b""})
-    with pytest.raises(InputRefused, match=r"train/A/x/2\.jpg"):
+    with pytest.raises(UserError, match=r"train/A/x/2\.jpg"):
         pack(tree, tmp_path / "out", strict=True)
     assert shards(tmp_path / "out") == []
     assert not (tmp_path / "out/dataset.json").exists()
 
 
 def test_a_tree_of_refused_photos_only_packs_nothing_and_says_so(tmp_path: Path, grow: Grow) -> None:
-    done = pack(grow(tmp_path / "tree", {"A/x/1.jpg": b"", "A/x/2.jpg": b"<html>"}), tmp_path / "out")
-    assert len(done.refused) == 2
-    assert done.manifest.splits == {}
-    assert verify(tmp_path / "out").findings == ()
+    tree = grow(tmp_path / "tree", {"A/x/1.jpg": b"", "A/x/2.jpg": b"<html>"})
+    with pytest.raises(UserError, match=r"every photo was refused; the first: empty, 0 bytes .A/x/1\.jpg"):
+        pack(tree, tmp_path / "out")
+    assert not (tmp_path / "out/dataset.json").exists()
 
 
 def test_trusting_headers_packs_a_cut_photo(specimens_copy: Path, tmp_path: Path) -> None:
