@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -50,13 +51,13 @@ class Logbook:
         """A line that stays on the screen."""
         say(text)
 
-    def progress(self, text: str) -> None:
-        """The current state: redrawn in place on a terminal, now and then a line elsewhere."""
+    def progress(self, lines: Sequence[str]) -> None:
+        """The current state: redrawn in place on a terminal, now and then one line elsewhere."""
         now = time.monotonic()
         if now - self._shown < (LIVE_SECONDS if console.is_terminal else PLAIN_SECONDS):
             return
         self._shown = now
         if console.is_terminal:
-            self._live.update(Text(text))
+            self._live.update(Text("\n".join(lines), style="cyan"))
         else:
-            say(clean(text))
+            say(clean("  ".join(lines)))

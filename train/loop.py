@@ -148,7 +148,7 @@ class Trainer:
             losses = self.train_step(stage, batch, epoch, order.steps)
             self.position = Position(number, epoch, batch.step + 1)
             meter.count(len(batch), losses)
-            self.log.progress(self._line(stage, batch.step, meter))
+            self.log.progress(self._lines(stage, batch.step, meter))
             self._pause_point(stage)
         evaluated = self.validate()
         self.position = Position(number, epoch + 1)
@@ -198,7 +198,9 @@ class Trainer:
             **meter.summary(),
         )
         shown = "  ".join(f"{name} {value:.1%}" for name, value in self.metrics.items() if value is not None)
-        self.log.say(f"  epoch {counted:02d}  {meter.text()}  val loss {val_loss:.3f}  {shown}")
+        self.log.say(
+            f"  epoch {counted:02d}  {meter.rates()}  {meter.losses()}  val loss {val_loss:.3f}  {shown}"
+        )
         folder = self.run.out / stage.folder
         value = self.metrics[BEST_BY[stage.folder]]
         if value is not None and value > self.best.get(stage.folder, -1.0):
@@ -299,13 +301,18 @@ class Trainer:
             and position.epoch < self.recipe.stages[position.stage].epochs
         )
 
-    def _line(self, stage: StageSpec, step: int, meter: Meter) -> str:
-        stages = self.recipe.stages
-        return (
-            f"stage {self.position.stage + 1}/{len(stages)} {stage.name}  "
-            f"epoch {self.position.epoch + 1}/{stage.epochs}  step {step + 1}/{meter.order.steps}  "
-            f"{meter.text()}"
-        )
+    def _lines(self, stage: StageSpec, step: int, meter: Meter) -> list[str]:
+        """Where the run is, how fast it goes, what it learns."""
+        steps, position = meter.order.steps, self.position
+        photos = len(meter.order.samples)
+        left = (stage.epochs - position.epoch - (step + 1) / steps) * photos
+        minutes, seconds = divmod(round(meter.seconds_for(round(left))), 60)
+        return [
+            f"stage {position.stage + 1}/{len(self.recipe.stages)} {stage.name}  "
+            f"epoch {position.epoch + 1}/{stage.epochs}  step {step + 1:,}/{steps:,}",
+            f"{meter.rates()}  stage done in {minutes}:{seconds:02d}",
+            meter.losses(),
+        ]
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

@@ -39,20 +39,28 @@ class Meter:
             self.sums[name] = self.sums.get(name, 0.0) + value * photos
 
     def summary(self) -> dict[str, Any]:
-        seconds = time.monotonic() - self.start
         return {
             "photos": self.photos,
-            "seconds": round(seconds, 3),
-            "photos_a_second": round(self.photos / max(seconds, 1e-9), 1),
-            "data_wait_share": round(self.waited / max(seconds, 1e-9), 4),
+            "seconds": round(self._seconds, 3),
+            "photos_a_second": round(self.photos / self._seconds, 1),
+            "data_wait_share": round(self.waited / self._seconds, 4),
             "train": {name: value / max(self.photos, 1) for name, value in self.sums.items()},
         }
 
-    def text(self) -> str:
-        seconds = max(time.monotonic() - self.start, 1e-9)
-        means = {
-            name: sum(losses[name] for losses in self.recent) / len(self.recent)
-            for name in (self.recent[-1] if self.recent else ())
-        }
-        losses = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
-        return f"{self.photos / seconds:,.0f} img/s  data wait {self.waited / seconds:.0%}  loss: {losses}"
+    def rates(self) -> str:
+        """Speed and data wait, for people."""
+        return f"{self.photos / self._seconds:,.0f} img/s  data wait {self.waited / self._seconds:.0%}"
+
+    def losses(self) -> str:
+        """Means over the latest steps, for people."""
+        names = self.recent[-1] if self.recent else ()
+        means = {name: sum(losses[name] for losses in self.recent) / len(self.recent) for name in names}
+        return "loss: " + "  ".join(f"{name} {value:.3f}" for name, value in means.items())
+
+    def seconds_for(self, photos: int) -> float:
+        """How long so many photos will take at the speed of this epoch."""
+        return photos * self._seconds / max(self.photos, 1)
+
+    @property
+    def _seconds(self) -> float:
+        return max(time.monotonic() - self.start, 1e-9)
