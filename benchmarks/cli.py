@@ -1,4 +1,4 @@
-"""bench-io: who is starving whom between the disk, the decoder, the augmentation and the model.
+"""bench-io: which stage starves the model?
 
 Heavy modules are imported inside the command, so that --help is instant.
 """
@@ -8,124 +8,201 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shardtool import terminal
+from shardtool import __version__, terminal
+from shardtool.errors import UsageError
 
 if TYPE_CHECKING:
-    from benchmarks.probes import Bench, Measurement, Together
+    from benchmarks.probes import Bench, Measurement
+    from benchmarks.report import Setting, Verdict
+    from train.recipe import Recipe
 
-app = typer.Typer(
-    name="bench-io",
-    help="Measure each stage of a photo's way in images a second, and name the one that is short.",
-    pretty_exceptions_enable=False,
-    add_completion=False,
-    context_settings=terminal.HELP_OPTIONS,
-)
+app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
-QUICK, FULL = (0.9, 2), (6.0, 5)  # seconds and trials of a probe
-SPECIMENS = (4, 3, 40, 256)  # species, diseases, photos of a class, pixels
+CPUS = os.cpu_count() or 1
+BUSY_LOAD = 0.75  # processes a core over the last minute
 
 
-@app.command()
+@app.command(context_settings=terminal.HELP_OPTIONS)
 def bench(
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode and augment.")] = 8,
     shards: Annotated[
-        str, typer.Option(help="Packed split; without one, specimens are drawn and packed.")
+        str, typer.Option(help="Packed split: data/shards/train; by default specimens are drawn.")
     ] = "",
     recipe: Annotated[
-        str, typer.Option(help="swin_tiny, small or a .toml; by default what fits the device.")
+        str,
+        typer.Option(help="swin_tiny, small, or a .toml file; by default swin_tiny on a GPU, else small."),
     ] = "",
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override a setting of the recipe.")
+        list[str] | None,
+        typer.Option("--set", metavar="a.b=c", help="Override a setting: --set optimizer.batch=128."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
-    quick: Annotated[bool, typer.Option("--quick", help="Shorter trials, wider spread.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Seconds in place of minutes, and rougher.")] = False,
     json_file: Annotated[
-        str, typer.Option("--json", metavar="FILE", help="Also write everything to FILE; - is stdout.")
+        str, typer.Option("--json", metavar="FILE", help="Also write everything as JSON; - is stdout alone.")
     ] = "",
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print it.")] = False,
 ) -> None:
-    """Measure each stage of a photo's way in images a second, and name the one that is short.
+    """Measure disk, decode, augment, loader and model step on one scale, and name the bottleneck.
 
-    Example: bench-io --workers 8 --shards data/shards/train --json bench.json
+    Nothing is downloaded: the network has random weights, which are as fast as trained ones.
+
+    Example: bench-io --workers 8 --shards data/shards/train
+
+    --debug shows the traceback of an error.
     """
-    from benchmarks.probes import Bench
-    from benchmarks.report import as_json, judge, table
-    from shardtool.index import open_split
-    from train.device import choose_device, device_name
-    from train.recipe import load_recipe
-
-    where = choose_device(device)
-    name = recipe or ("swin_tiny" if where.type == "cuda" else "small")
-    spec = load_recipe(name, [*(overrides or []), "model.pretrained=false"])
-    seconds, trials = QUICK if quick else FULL
-    with _specimens() if not shards else contextlib.nullcontext(shards) as folder:
-        subject = Bench(open_split(folder), spec, where, workers, seconds, trials)
-        terminal.say(
-            f"{terminal.clean(device_name(where))}, {os.cpu_count()} cores, "
-            f"recipe {terminal.clean(spec.name)}, {len(subject.split):,} photos of {subject.split.size.mean() / 1000:.1f} kB"
-        )
-        measurements, side_by_side = _measure(subject)
-    rates = {measurement.name: measurement.rate for measurement in measurements}
-    cores = os.cpu_count() or 1
-    verdict = judge(rates, side_by_side.busy_share, workers, cores, where.type == "cpu")
-    terminal.console.print(table(measurements, verdict))
-    for measurement in measurements:
-        terminal.say(f"[dim]{measurement.name}: {terminal.clean(measurement.taken)}[/]")
-    terminal.say(f"device busy {side_by_side.busy_share:.0%}, utilisation {side_by_side.utilisation}")
-    terminal.say(verdict.text)
-    for knob in verdict.knobs:
-        terminal.say(f"  turn: {terminal.clean(knob)}")
-    if json_file:
-        _write(json_file, as_json(subject, measurements, side_by_side, verdict))
-
-
-def _measure(subject: Bench) -> tuple[list[Measurement], Together]:
-    from benchmarks import probes
-
-    local = "://" not in subject.split.folder
-    stages = [
-        *((lambda b: probes.disk(b, cold=True), lambda b: probes.disk(b, cold=False)) if local else ()),
-        *(probes.shard_read, probes.decoder, probes.augment, probes.loader, probes.step),
-    ]
-    with terminal.progress("measuring stages", len(stages) + 1) as advance:
-        measurements = []
-        for probe in stages:
-            measurements.append(probe(subject))
-            advance(1)
-        side_by_side = probes.together(subject)
-        advance(1)
-    return [*measurements, side_by_side.measurement], side_by_side
+    if version:
+        typer.echo(f"bench-io {__version__}")
+        raise typer.Exit
+    _check_writable(json_file)
+    quiet = json_file == "-"
+    with contextlib.nullcontext(shards) if shards else _specimens(workers, quiet) as folder:
+        prepared = _prepare(folder, recipe, overrides or (), device, workers, quick)
+        _measure(prepared, shards or "drawn specimens", quick, json_file)
 
 
 @contextlib.contextmanager
-def _specimens() -> Iterator[str]:
-    """Draw and pack leaves into a temporary folder; gives the train split."""
-    from shardtool.pack import PackOptions, pack
-    from shardtool.specimens import SpecimenPlan, write_specimens
+def _specimens(workers: int, quiet: bool) -> Iterator[str]:
+    """A packed split of drawn leaves, removed in the end."""
+    from shardtool.pack import pack
+    from shardtool.specimens import SpecimenPlan, class_images, write_specimens
 
-    species, diseases, images, size = SPECIMENS
-    terminal.say(f"no --shards: drawing and packing {species * diseases * images:,} specimens of {size} px")
+    plan = SpecimenPlan(species=6, diseases=4, images=24, size=256, seed=0, val_share=0.0)
+    total = sum(train + val for train, val in class_images(plan).values())
+    processes = max(1, min(workers, CPUS))
+    show = terminal.silent if quiet else terminal.progress
     with tempfile.TemporaryDirectory(prefix="bench-io-") as folder:
-        organized, packed = Path(folder, "organized"), Path(folder, "shards")
-        cores = os.cpu_count() or 1
-        write_specimens(SpecimenPlan(species, diseases, images, size, seed=0), organized, cores)
-        pack(organized, packed, PackOptions(check="header"))
-        yield str(packed / "train")
+        if not quiet:
+            terminal.say(f"no --shards: {total:,} drawn leaves of {plan.size} px, in a temporary folder")
+        with show("drawing leaves", total) as advance:
+            write_specimens(plan, Path(folder, "organized"), processes, advance)
+        pack(Path(folder, "organized"), Path(folder, "shards"), workers=processes)
+        yield f"{folder}/shards/train"
 
 
-def _write(path: str, value: object) -> None:
-    if path == "-":
+def _prepare(
+    folder: str, recipe: str, overrides: Sequence[str], device: str, workers: int, quick: bool
+) -> Bench:
+    from shardtool.index import open_split
+
+    split = open_split(folder)  # first, since what follows takes seconds to import
+    if not len(split):
+        raise UsageError("no photos in this split", where=folder, cure="give another one")
+
+    from benchmarks.probes import FULL, QUICK, Bench
+    from train.device import choose_device
+
+    where = choose_device(device)
+    spec = _recipe(recipe or ("small" if where.type == "cpu" else "swin_tiny"), overrides)
+    return Bench(spec, split, where, workers, QUICK if quick else FULL)
+
+
+def _recipe(name: str, overrides: Sequence[str]) -> Recipe:
+    from train.recipe import load_recipe
+
+    return load_recipe(name, [*overrides, "model.pretrained=false"])
+
+
+def _measure(bench: Bench, shards: str, quick: bool, json_file: str) -> None:
+    from benchmarks.machine import hardware, versions
+    from benchmarks.probes import measure
+    from benchmarks.report import as_json, verdict
+
+    quiet = json_file == "-"
+    setting = _setting(bench, shards, quick)
+    if not quiet:
+        _introduce(bench, setting)
+    measurements = measure(bench, _silent if quiet else _announce)
+    found = verdict(measurements, setting)
+    if json_file:
+        _write(json_file, as_json(measurements, found, setting, hardware(bench.device), versions()))
+    if not quiet:
+        _show(measurements, found, setting)
+
+
+def _setting(bench: Bench, shards: str, quick: bool) -> Setting:
+    from benchmarks.machine import cores
+    from benchmarks.report import Setting
+
+    spec = bench.recipe
+    return Setting(
+        recipe=spec.name,
+        shards=shards,
+        photos=len(bench.split),
+        photo_bytes=round(bench.photo_bytes, 1),
+        workers=bench.workers,
+        cores=cores(),
+        device=bench.device.type,
+        batch=spec.optimizer.batch,
+        augmented=(spec.augment.profile, spec.augment.rand_augment) != ("none", "off"),
+        quick=quick,
+    )
+
+
+def _introduce(bench: Bench, setting: Setting) -> None:
+    from train.compat import import_torchvision
+    from train.device import device_name
+
+    if note := import_torchvision():
+        terminal.say(f"[dim]{note}[/]")
+    terminal.say(
+        f"recipe {terminal.clean(setting.recipe)} on {terminal.clean(device_name(bench.device))}, "
+        f"{setting.workers} workers on {setting.cores} cores, {setting.photos:,} photos"
+    )
+    if (load := os.getloadavg()[0]) > BUSY_LOAD * setting.cores:
+        terminal.say(
+            f"[yellow]other programs may be at work (load average {load:.1f} on {setting.cores} cores): "
+            "they would make the figures lower[/]"
+        )
+
+
+@contextlib.contextmanager
+def _announce(name: str) -> Iterator[None]:
+    """A spinner on a terminal, a line elsewhere."""
+    if terminal.console.is_terminal:
+        with terminal.console.status(f"measuring {name}"):
+            yield
+    else:
+        terminal.say(f"measuring {name}")
+        yield
+
+
+@contextlib.contextmanager
+def _silent(name: str) -> Iterator[None]:
+    yield
+
+
+def _show(measurements: Sequence[Measurement], found: Verdict, setting: Setting) -> None:
+    from benchmarks.report import explanations, table
+
+    terminal.console.print(table(measurements, found, setting))
+    for line in explanations(measurements):
+        terminal.say(f"[dim]{terminal.clean(line)}[/]")
+    terminal.say(f"[bold]{terminal.clean(found.text)}[/]")
+
+
+def _check_writable(json_file: str) -> None:
+    """Raises UsageError now, not after minutes of measuring."""
+    path = Path(json_file)
+    if json_file not in ("", "-") and (path.is_dir() or not path.parent.is_dir()):
+        raise UsageError("--json names no file", where=json_file, cure="give a file in a folder that exists")
+
+
+def _write(json_file: str, value: dict[str, Any]) -> None:
+    if json_file == "-":
         terminal.emit(value)
     else:
-        Path(path).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        Path(json_file).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     """Entry point of the `bench-io` command."""
-    terminal.run(app)
+    terminal.run(app, as_json="-" in sys.argv)

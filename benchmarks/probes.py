@@ -1,82 +1,117 @@
-"""One function a stage of a photo's way; each gives images a second, on one scale.
+"""One function a stage, from the disk to the training step, each to images/s on one scale.
 
-A probe warms up, then repeats trials of a bounded time; a figure is the median of its trials.
+A probe gets the bench and what was measured before it. It warms up, repeats timed trials, and tells in a
+sentence how the figure was taken, or why it could not be.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
 
+import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from benchmarks.gpu import Utilisation, peak_memory, utilisation
+from benchmarks.gpu import Sampler, Usage
 from shardtool.index import Split
-from train.augment import TrainTransform
-from train.data import Batch, Loader, PhotoDataset, decode
+from train.augment import Pixels, TrainTransform
+from train.data import Batch, Loader, PhotoDataset
+from train.data import decode as decode_photo
+from train.meter import Meter
 from train.model import HierarchicalModel
 from train.order import EpochOrder, blocks, epoch_order
-from train.recipe import Recipe
+from train.recipe import Recipe, StageSpec
 from train.step import Step
 
-READ_BYTES = 1 << 20
-PHOTOS = 128  # decoded once, for the probes of decoder and augmentation
+CHUNK = 4 << 20  # bytes a read
+REGION = 128 << 20  # bytes of shards that the disk probes read: small enough to stay in the page cache
+PHOTOS = 48  # held in memory for decode and augment
+UNIT = 8  # photos between two looks at the clock
+SMALL_BATCH = 4  # where the search for a batch that fits into the time begins
+ORDER_PHOTOS = 1 << 20  # an order this long is never used up
+RATE = 1e-6  # learning rate: noise is trained on, and a step costs the same at any rate
+
+On = Literal["disk", "one core", "workers", "device", "all"]
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Images a second of one stage: a figure a trial, and how they were taken."""
+    """Images/s of one stage. `trials` is empty where it could not be taken, and `note` says why.
+
+    `on` is what worked for it, `batch` the photos of a batch (0: there is none). The training alone has
+    `data_wait`, the share of its time that it waited for data, and `usage`, what the GPU said.
+    """
 
     name: str
-    trials: tuple[float, ...]
-    images: int
-    taken: str
+    on: On
+    trials: tuple[float, ...] = ()
+    images: int = 0
+    how: str = ""
+    note: str = ""
+    batch: int = 0
+    data_wait: float | None = None
+    usage: Usage | None = None
 
     @property
-    def rate(self) -> float:
-        """Median of the trials, images a second."""
-        return statistics.median(self.trials)
+    def images_per_second(self) -> float | None:
+        """The median of the trials."""
+        return statistics.median(self.trials) if self.trials else None
 
-    def as_dict(self) -> dict[str, object]:
-        spread = {"median": self.rate, "low": min(self.trials), "high": max(self.trials)}
-        return {
-            "name": self.name,
-            **spread,
-            "trials": self.trials,
-            "images": self.images,
-            "taken": self.taken,
-        }
+    @property
+    def low(self) -> float | None:
+        return min(self.trials, default=None)
+
+    @property
+    def high(self) -> float | None:
+        return max(self.trials, default=None)
+
+    @property
+    def device_busy(self) -> float | None:
+        """Share of the training's time in which it did not wait for data."""
+        return None if self.data_wait is None else 1 - self.data_wait
 
 
 @dataclass(frozen=True)
-class Together:
-    """A short real training: what the loader and the step reach side by side."""
+class Effort:
+    """How long each probe measures."""
 
-    measurement: Measurement
-    wait_share: float  # of the wall time, waiting for data
-    utilisation: Utilisation
-    peak_memory: int | None
+    trials: int
+    trial_seconds: float
 
-    @property
-    def busy_share(self) -> float:
-        return 1 - self.wait_share
+
+FULL, QUICK = Effort(5, 1.6), Effort(3, 0.25)
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What is measured: a packed split, a recipe, a device, and how much time a probe may take."""
+    """What is measured: a recipe over a split, on a device, with so many workers."""
 
-    split: Split
     recipe: Recipe
+    split: Split
     device: torch.device
     workers: int
-    seconds: float  # of a probe
-    trials: int
+    effort: Effort
+
+    @property
+    def photo_bytes(self) -> float:
+        return float(self.split.size.mean())
+
+    @property
+    def stage(self) -> StageSpec:
+        """The recipe's last end-to-end stage, or else its last."""
+        whole = [stage for stage in self.recipe.stages if stage.trains == "all"]
+        return (whole or list(self.recipe.stages))[-1]
 
     @cached_property
     def transform(self) -> TrainTransform:
@@ -84,180 +119,372 @@ class Bench:
 
     @cached_property
     def side(self) -> int:
+        """Pixels that the decoder is asked for."""
         return PhotoDataset(self.split, self.transform).side
 
     @cached_property
-    def samples(self) -> np.ndarray:
-        """Random sample ids."""
-        return np.random.default_rng(0).integers(len(self.split), size=PHOTOS)
-
-    @cached_property
     def photos(self) -> list[bytes]:
-        return self.split.read(self.samples)
+        """JPEGs of some random photos."""
+        return self.split.read(_random(self.split, PHOTOS))
 
     @cached_property
-    def order(self) -> EpochOrder:
-        """One endless-enough epoch."""
-        times = -(-2_000_000 // len(self.split))
-        place = blocks(self.split.shard, self.split.offset)
-        once = epoch_order(np.ones(len(self.split), dtype=np.int64), place, 0, 0, self.batch)
-        return EpochOrder(np.tile(once.samples, times), np.tile(once.copies, times), self.batch)
-
-    @property
-    def batch(self) -> int:
-        return min(self.recipe.optimizer.batch, len(self.split))
-
-    def measure(self, name: str, taken: str, work: Callable[[], int]) -> Measurement:
-        """Trials of calling `work`, which returns how many images it did."""
-        work()
-        trials, images = [], 0
-        for _ in range(self.trials):
-            start, done = time.perf_counter(), 0
-            while time.perf_counter() - start < self.seconds / self.trials or not done:
-                done += work()
-            trials.append(done / (time.perf_counter() - start))
-            images += done
-        return Measurement(name, tuple(trials), images, taken)
+    def pixels(self) -> list[Pixels]:
+        """The same photos, decoded."""
+        return [decode_photo(photo, self.side) for photo in self.photos]
 
 
-def disk(bench: Bench, cold: bool) -> Measurement:
-    """Sequential reads of the shards, in images of the mean size."""
-    mean = float(bench.split.size.mean())
-    reader = _sequential(bench, cold)
-    how = "after POSIX_FADV_DONTNEED" if cold else "page cache warm"
-    if not cold:
-        for _ in range(sum(os.path.getsize(path) for path in _shards(bench)) // READ_BYTES + 1):
-            next(reader)
-    return bench.measure(
-        "disk, cold" if cold else "disk, warm",
-        f"shards read in order, {READ_BYTES >> 20} MB a read, {how}; {mean / 1000:.1f} kB an image",
-        lambda: next(reader) / mean,  # type: ignore[arg-type, return-value]
+Earlier = Mapping[str, Measurement]
+Probe = Callable[[Bench, Earlier], Measurement]
+Announce = Callable[[str], AbstractContextManager[object]]
+
+
+def measure(bench: Bench, announce: Announce) -> list[Measurement]:
+    """All stages in the order of a photo's way; `announce` is entered around each.
+
+    Raises CorruptSample for a damaged photo and TrainingError for a dead worker.
+    """
+    taken: dict[str, Measurement] = {}
+    for name, probe in PROBES.items():
+        with announce(name):
+            taken[name] = probe(bench, taken)
+    return list(taken.values())
+
+
+# ---- disk ---------------------------------------------------------------------------------------
+
+
+def disk_cold(bench: Bench, earlier: Earlier) -> Measurement:
+    """Sequential reading of the shard files after the page cache has been told to drop them."""
+    name = "disk, cold"
+    with _shards(bench) as files:
+        if note := _local(files) or _keeps_pages(files):
+            return Measurement(name, "disk", note=note)
+        rates, total = [], 0
+        for _ in range(bench.effort.trials):
+            _drop(files)
+            count, seconds = _timed(_chunks(files), bench.effort.trial_seconds)
+            rates.append(count / seconds)
+            total += count
+    return _disk(bench, name, tuple(rates), total, "dropped from the page cache before each trial")
+
+
+def disk_warm(bench: Bench, earlier: Earlier) -> Measurement:
+    """The same from the page cache: the speed of memory, and what a second epoch sees if all fits."""
+    name = "disk, warm"
+    with _shards(bench) as files:
+        if note := _local(files):
+            return Measurement(name, "disk", note=note)
+        for _ in _chunks(files):
+            pass
+        chunks = itertools.chain.from_iterable(_chunks(files) for _ in itertools.count())
+        rates, total = _repeat(lambda: next(chunks), bench.effort)
+    return _disk(bench, name, rates, total, "from the page cache")
+
+
+def _disk(bench: Bench, name: str, rates: tuple[float, ...], total: int, state: str) -> Measurement:
+    """Bytes/s to images/s."""
+    size = bench.photo_bytes
+    speed = statistics.median(rates) / 1e6
+    how = f"shard files read in sequence, {state}: {speed:,.0f} MB/s at {size / 1e3:.1f} kB a photo"
+    return Measurement(name, "disk", tuple(rate / size for rate in rates), round(total / size), how)
+
+
+@contextlib.contextmanager
+def _shards(bench: Bench) -> Iterator[list[tuple[int, int]]]:
+    """Descriptor and bytes to read of the first shards, REGION in all; none if they are remote."""
+    with contextlib.ExitStack() as stack:
+        files: list[tuple[int, int]] = []
+        left = REGION
+        for shard in bench.split.shards if Path(bench.split.folder).is_dir() else ():
+            file = stack.enter_context(open(f"{bench.split.folder}/{shard}.tar", "rb", buffering=0))
+            size = min(os.fstat(file.fileno()).st_size, left)
+            left -= size
+            if size:
+                files.append((file.fileno(), size))
+        yield files
+
+
+def _local(files: list[tuple[int, int]]) -> str:
+    return "" if files else "the shards are not on a local disk"
+
+
+def _chunks(files: list[tuple[int, int]]) -> Iterator[int]:
+    """Read everything; the bytes of each read."""
+    buffer = bytearray(CHUNK)
+    for descriptor, size in files:
+        for start in range(0, size, CHUNK):
+            view = memoryview(buffer)[: min(CHUNK, size - start)]
+            yield os.preadv(descriptor, [view], start)
+
+
+def _timed(counts: Iterator[int], seconds: float) -> tuple[int, float]:
+    """Sum of the counts until the time is up, and the seconds that it took."""
+    start, total = time.perf_counter(), 0
+    for count in counts:
+        total += count
+        if time.perf_counter() - start >= seconds:
+            break
+    return total, time.perf_counter() - start
+
+
+def _drop(files: list[tuple[int, int]]) -> None:
+    for descriptor, size in files:
+        os.posix_fadvise(descriptor, 0, size, os.POSIX_FADV_DONTNEED)
+
+
+def _keeps_pages(files: list[tuple[int, int]]) -> str:
+    """Why the page cache cannot be emptied, "" when it can: dropping is advice, so the effect is checked."""
+    if not hasattr(os, "posix_fadvise") or not hasattr(os, "RWF_NOWAIT"):
+        return "this system cannot drop files from the page cache"
+    _drop(files)
+    descriptor, size = files[-1]
+    try:
+        os.preadv(descriptor, [bytearray(1)], size - 1, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return ""
+    except OSError:
+        return "this file system does not tell what is in the page cache"
+    return "the page cache keeps the shards (a file system in memory, or they were just written)"
+
+
+# ---- one core -----------------------------------------------------------------------------------
+
+
+def shard_read(bench: Bench, earlier: Earlier) -> Measurement:
+    """Random photos through the index, with their checksums."""
+    units = (bench.split.read(_random(bench.split, UNIT, seed)) for seed in itertools.count(1))
+    rates, images = _repeat(lambda: len(next(units)), bench.effort)
+    how = "random photos through the index, CRC-32C checked, by one process, as the page cache stands"
+    return Measurement("shard read", "one core", rates, images, how)
+
+
+def decode(bench: Bench, earlier: Earlier) -> Measurement:
+    """JPEG bytes in memory to pixels, as small as the recipe allows."""
+    photos = itertools.cycle(bench.photos)
+
+    def unit() -> int:
+        for photo in itertools.islice(photos, UNIT):
+            decode_photo(photo, bench.side)
+        return UNIT
+
+    with _one_core():
+        rates, images = _repeat(unit, bench.effort)
+    how = (
+        f"JPEG to RGB of at least {bench.side} px (as far as the photo has them), {len(bench.photos)} photos"
+    )
+    return Measurement("decode", "one core", rates, images, how)
+
+
+def augment(bench: Bench, earlier: Earlier) -> Measurement:
+    """The recipe's augmentation of decoded photos, each time with other random numbers."""
+    photos = itertools.cycle(bench.pixels)
+    numbers = itertools.count()
+
+    def unit() -> int:
+        for pixels in itertools.islice(photos, UNIT):
+            bench.transform(pixels, 0, next(numbers), 0)
+        return UNIT
+
+    with _one_core():
+        rates, images = _repeat(unit, bench.effort)
+    how = f"profile {_augmentation(bench.recipe)}, to {bench.recipe.model.image_size} px"
+    return Measurement("augment", "one core", rates, images, how)
+
+
+@contextlib.contextmanager
+def _one_core() -> Iterator[None]:
+    """OpenCV and torch on one thread, as in a worker."""
+    before = cv2.getNumThreads(), torch.get_num_threads()
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before[0])
+        torch.set_num_threads(before[1])
+
+
+def _augmentation(recipe: Recipe) -> str:
+    return f"{recipe.augment.profile}, RandAugment {recipe.augment.rand_augment}"
+
+
+# ---- loader, step, training ---------------------------------------------------------------------
+
+
+def loader(bench: Bench, earlier: Earlier) -> Measurement:
+    """Batches from the workers, taken as fast as they come."""
+    batch = _loader_batch(bench, earlier)
+    order = _order(bench, batch)
+    with _running(bench, order) as batches:
+        rates, images = _repeat(lambda: sum(map(len, _round(bench, batches))), bench.effort)
+    how = (
+        f"{bench.workers} workers read, decode, augment and collate batches of {batch}"
+        f"{_instead(bench, batch)}; their start and the first batches are left out"
+    )
+    return Measurement("loader", "workers", rates, images, how, batch=batch)
+
+
+def model_step(bench: Bench, earlier: Earlier) -> Measurement:
+    """Forward, backward and optimizer step on noise."""
+    step = Trainee(bench)
+    try:
+        batch = _largest_batch(step, bench)
+        noise = _noise(bench, batch)
+        rates, images = _repeat(lambda: step(noise), bench.effort)
+    except torch.cuda.OutOfMemoryError:
+        cure = "training would need a smaller --set optimizer.micro_batch=N"
+        return Measurement("model step", "device", note=f"the device's memory is too small: {cure}")
+    how = (
+        f"copy, forward, backward, optimizer step of stage {bench.stage.name!r} on noise, "
+        f"{str(step.step.dtype).removeprefix('torch.')}, batches of {batch}{_instead(bench, batch)}"
+    )
+    return Measurement("model step", "device", rates, images, how, batch=batch)
+
+
+def together(bench: Bench, earlier: Earlier) -> Measurement:
+    """A short real training: the loader feeds the step."""
+    batch = earlier["model step"].batch
+    if not batch:
+        return Measurement("together", "all", note="there is no model step to feed")
+    step = Trainee(bench)
+    step(_noise(bench, batch))  # warm before the workers start, or they would get ahead meanwhile
+    order = _order(bench, batch)
+    with _running(bench, order, step) as batches, Sampler(bench.device) as sampler:
+        windows = [_train(step, batches, order, bench) for _ in range(bench.effort.trials)]
+    waited = sum(window["data_wait_share"] * window["seconds"] for window in windows)
+    seconds = sum(window["seconds"] for window in windows)
+    return Measurement(
+        "together",
+        "all",
+        tuple(window["photos"] / window["seconds"] for window in windows),
+        sum(window["photos"] for window in windows),
+        f"{bench.workers} workers feed training steps on batches of {batch}{_instead(bench, batch)}",
+        batch=batch,
+        data_wait=waited / seconds,
+        usage=sampler.usage,
     )
 
 
-def shard_read(bench: Bench) -> Measurement:
-    """JPEG bytes of random samples through the index, CRC checked."""
-    generator = np.random.default_rng(1)
+class Trainee:
+    """The network in the recipe's end-to-end stage; a call trains it on a batch, to the end."""
 
-    def work() -> int:
-        return len(bench.split.read(generator.integers(len(bench.split), size=PHOTOS)))
+    def __init__(self, bench: Bench) -> None:
+        model = HierarchicalModel(bench.recipe.model, bench.split.taxonomy, pretrained=False)
+        self.step = Step(model.to(bench.device), bench.recipe, bench.stage, bench.device)
+        self._generator = np.random.default_rng(bench.recipe.seed)
 
-    return bench.measure("read", "random samples through the index, CRC checked, one core", work)
-
-
-def decoder(bench: Bench) -> Measurement:
-    """JPEG -> pixels at the side that the recipe needs."""
-
-    def work() -> int:
-        return len([decode(photo, bench.side) for photo in bench.photos])
-
-    return bench.measure("decode", f"to at least {bench.side} px a side, one core", work)
-
-
-def augment(bench: Bench) -> Measurement:
-    """The recipe's augmentation of decoded photos."""
-    pixels = [decode(photo, bench.side) for photo in bench.photos]
-    epoch = iter(range(1 << 30))
-
-    def work() -> int:
-        number = next(epoch)
-        return len([bench.transform(image, number, place, 0) for place, image in enumerate(pixels)])
-
-    taken = (
-        f"profile {bench.recipe.augment.profile}, RandAugment {bench.recipe.augment.rand_augment}, one core"
-    )
-    return bench.measure("augment", taken, work)
-
-
-def loader(bench: Bench) -> Measurement:
-    """Batches from the worker processes; their start and the first batches do not count."""
-    batches = _batches(bench)
-    for _ in range(2 * max(bench.workers, 1)):
-        next(batches)
-    return bench.measure(
-        "loader", f"batches of {bench.batch}, {bench.workers} workers", lambda: len(next(batches))
-    )
-
-
-def step(bench: Bench) -> Measurement:
-    """The last stage's training step on data that is already there: the ceiling."""
-    train, batch = _step(bench), _synthetic(bench)
-    generator = np.random.default_rng(0)
-
-    def work() -> int:
-        train(batch, lr=1e-5, mixing=True, generator=generator)
-        _synchronize(bench.device)
+    def __call__(self, batch: Batch) -> int:
+        """Returns the number of photos."""
+        self.step(batch, RATE, self.step.stage.mixing, self._generator)
+        if self.step.device.type == "cuda":
+            torch.cuda.synchronize(self.step.device)
         return len(batch)
 
-    taken = f"{bench.recipe.stages[-1].name}: forward, backward, update; batch {bench.batch}, synthetic data"
-    return bench.measure("step", taken, work)
+
+def _train(step: Trainee, batches: Iterator[Batch], order: EpochOrder, bench: Bench) -> dict[str, Any]:
+    """Train for the time of a trial; what the training's own meter says."""
+    meter = Meter(order)
+    waited = meter.timed(batches)
+    while time.monotonic() - meter.start < bench.effort.trial_seconds:
+        for batch in _round(bench, waited):
+            meter.count(step(batch), {})
+    return meter.summary()
 
 
-def together(bench: Bench) -> Together:
-    """Loader and step side by side, as in training."""
-    train, batches = _step(bench), _batches(bench)
-    generator = np.random.default_rng(0)
-    waited, busy, seen = 0.0, 0.0, Utilisation(None, "not asked")
-
-    def work() -> int:
-        nonlocal waited, busy, seen
-        start = time.perf_counter()
-        batch = next(batches)
-        got = time.perf_counter()
-        train(batch, lr=1e-5, mixing=True, generator=generator)
-        _synchronize(bench.device)
-        waited, busy = waited + got - start, busy + time.perf_counter() - got
-        seen = utilisation(bench.device)
-        return len(batch)
-
-    for _ in range(2):
-        work()
-    waited = busy = 0.0
-    measured = bench.measure("together", f"a real training, {bench.workers} workers", work)
-    return Together(measured, waited / max(waited + busy, 1e-9), seen, peak_memory(bench.device))
+@contextlib.contextmanager
+def _running(
+    bench: Bench, order: EpochOrder, consume: Callable[[Batch], int] = len
+) -> Iterator[Iterator[Batch]]:
+    """Batches after the workers' first round, which `consume` gets; the workers end with the block."""
+    source = Loader(bench.split, bench.transform, bench.workers, bench.device)
+    # an expression, since closing it lets go of the loader, and with it of the workers
+    with contextlib.closing(batch for batch in source.epoch(order, 0)) as batches:
+        del source
+        for batch in _round(bench, batches):
+            consume(batch)
+        yield batches
 
 
-def _batches(bench: Bench) -> Iterator[Batch]:
-    return Loader(bench.split, bench.transform, bench.workers, bench.device).epoch(bench.order, 0)
+def _round(bench: Bench, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """One batch of each worker: they come in bursts, and only whole rounds have a steady rate."""
+    return itertools.islice(batches, bench.workers or 1)
 
 
-def _step(bench: Bench) -> Step:
-    model = HierarchicalModel(bench.recipe.model, bench.split.taxonomy, pretrained=False)
-    return Step(model.to(bench.device), bench.recipe, bench.recipe.stages[-1], bench.device)
+def _order(bench: Bench, batch: int) -> EpochOrder:
+    """The order that training would have, epoch after epoch without a pause: each turn is a new copy."""
+    count = len(bench.split)
+    place = blocks(bench.split.shard, bench.split.offset)
+    epoch = epoch_order(np.ones(count, dtype=np.int64), place, bench.recipe.seed, 0, batch)
+    total = max(ORDER_PHOTOS, count)
+    return EpochOrder(np.resize(epoch.samples, total), np.arange(total) // count, batch)
 
 
-def _synthetic(bench: Bench) -> Batch:
-    generator = np.random.default_rng(0)
-    samples = generator.integers(len(bench.split), size=bench.batch)
-    size = bench.recipe.model.image_size
-    return Batch(
-        torch.from_numpy(generator.integers(256, size=(bench.batch, size, size, 3), dtype=np.uint8)),
-        torch.from_numpy(bench.split.species[samples].astype(np.int64)),
-        torch.from_numpy(bench.split.disease[samples]),
+def _loader_batch(bench: Bench, earlier: Earlier) -> int:
+    """The recipe's batch, or as many photos as a worker prepares in a trial."""
+    cost = sum(1 / (earlier[name].images_per_second or 1) for name in ("shard read", "decode", "augment"))
+    return max(1, min(bench.recipe.optimizer.batch, int(bench.effort.trial_seconds / cost)))
+
+
+def _largest_batch(step: Trainee, bench: Bench) -> int:
+    """The recipe's batch, or the half, quarter, ... of it whose step fits into a trial's time."""
+    batch = whole = bench.recipe.optimizer.batch
+    while batch > SMALL_BATCH:
+        batch = -(-batch // 2)
+    while batch < whole:
+        noise = _noise(bench, batch)
+        step(noise)  # the first step of a shape also allocates and picks kernels
+        _, seconds = _timed(map(step, [noise]), 0)
+        if 2 * seconds > bench.effort.trial_seconds:
+            break
+        batch = min(2 * batch, whole)
+    return batch
+
+
+def _noise(bench: Bench, batch: int) -> Batch:
+    """A batch of random pixels with labels as frequent as in the split, on the host."""
+    size, split = bench.recipe.model.image_size, bench.split
+    samples = _random(split, batch)
+    images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
+    noise = Batch(
+        torch.from_numpy(images),
+        torch.from_numpy(split.species[samples].astype(np.int64)),
+        torch.from_numpy(split.disease[samples]),
         torch.from_numpy(samples),
-        step=0,
+        0,
     )
+    return noise.pin_memory() if bench.device.type == "cuda" else noise
 
 
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _instead(bench: Bench, batch: int) -> str:
+    whole = bench.recipe.optimizer.batch
+    return "" if batch == whole else f" (not the recipe's {whole}, to bound the time)"
 
 
-def _shards(bench: Bench) -> list[str]:
-    return [os.path.join(bench.split.folder, f"{name}.tar") for name in bench.split.shards]
+# ---- what they share ----------------------------------------------------------------------------
 
 
-def _sequential(bench: Bench, cold: bool) -> Iterator[int]:
-    """Read the shards over and over; yields the bytes of each read."""
-    buffer = bytearray(READ_BYTES)
-    while True:
-        for path in _shards(bench):
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                if cold:
-                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-                while count := os.readv(descriptor, [buffer]):
-                    yield count
-            finally:
-                os.close(descriptor)
+def _repeat(work: Callable[[], int], effort: Effort) -> tuple[tuple[float, ...], int]:
+    """Rate of each trial, and the total count. `work` returns what it did; its first call is warm-up."""
+    work()
+    rates, total = [], 0
+    for _ in range(effort.trials):
+        count, seconds = _timed(iter(work, 0), effort.trial_seconds)
+        rates.append(count / seconds)
+        total += count
+    return tuple(rates), total
+
+
+def _random(split: Split, count: int, seed: int = 0) -> NDArray[np.int64]:
+    return np.random.default_rng(seed).integers(0, len(split), count)
+
+
+PROBES: dict[str, Probe] = {
+    "disk, cold": disk_cold,
+    "disk, warm": disk_warm,
+    "shard read": shard_read,
+    "decode": decode,
+    "augment": augment,
+    "loader": loader,
+    "model step": model_step,
+    "together": together,
+}

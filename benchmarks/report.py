@@ -1,175 +1,295 @@
-"""Measurements -> verdict, table, JSON. Pure but for the question what machine this is."""
+"""What the figures mean: the verdict, the table, the JSON. No disk, no device, no clock."""
 
 from __future__ import annotations
 
 import math
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from rich.bar import Bar
 from rich.table import Table
 
-from benchmarks.probes import Bench, Measurement, Together
-from shardtool import __version__, terminal
-from train.device import device_name
+from shardtool import terminal
 
-LIBRARIES = (
-    *("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless"),
-    *("simplejpeg", "albumentations", "pyarrow"),
-)
-BAR, DECADES = 35, 5  # characters, and factors of ten, of the longest bar
-ENOUGH = 1.05  # the loader must be this much faster than the step to count as keeping up
-GOOD, FEED_MORE, OPTIMAL = 0.90, 0.70, 0.95  # device-busy bands of the source document
+if TYPE_CHECKING:
+    from benchmarks.probes import Measurement
+
+WORKER_STAGES = ("shard read", "decode", "augment")
+OVERHEAD = "overhead"  # what the loader takes beyond its stages
+BAR_WIDTH = 12
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What was measured; `device` is a type ("cuda", "cpu"), `augmented` whether photos are changed."""
+
+    recipe: str
+    shards: str
+    photos: int
+    photo_bytes: float
+    workers: int
+    cores: int
+    device: str
+    batch: int
+    augmented: bool
+    quick: bool
+
+    @property
+    def busy_cores(self) -> int:
+        """Cores that the workers can use."""
+        return min(max(self.workers, 1), self.cores)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`bottleneck` is the name of a measurement; `text` says it in two sentences; `knobs` what to turn,
-    the largest gain first."""
+    """The `bottleneck` is a measurement's name ("" if unknown), `cause` what takes most of the loader's
+    time if that is the loader; `text` has two sentences."""
 
     bottleneck: str
-    band: str
+    cause: str
     text: str
-    knobs: tuple[str, ...]
 
 
-def judge(rates: dict[str, float], busy_share: float, workers: int, cores: int, on_cpu: bool) -> Verdict:
-    """Who is starving whom. `rates` are images a second by measurement name; pure."""
-    supply, demand = rates["loader"], rates["step"]
-    band = band_of(busy_share)
-    busy = f"the device was busy {busy_share:.0%} of the time ({band})"
-    if supply >= ENOUGH * demand:
-        text = (
-            f"The model is the bottleneck: the loader delivers {supply:,.0f} images/s, the step eats "
-            f"{demand:,.0f}. Side by side they reach {rates['together']:,.0f}, and {busy}."
-        )
-        return Verdict("step", band, text, _device_knobs(rates, on_cpu))
-    costs = {name: 1 / rates[name] for name in ("read", "decode", "augment")}
-    disk = rates.get("disk, cold", float("inf"))
-    short = "disk, cold" if disk < ENOUGH * supply else max(costs, key=costs.__getitem__)
-    text = (
-        f"The data is the bottleneck: the step would eat {demand:,.0f} images/s, {workers} workers deliver "
-        f"{supply:,.0f}, and most of their time goes into {short}. Side by side they reach "
-        f"{rates['together']:,.0f}, and {busy}."
-    )
-    return Verdict(short, band, text, _data_knobs(rates, costs, workers, cores, short))
+def verdict(measurements: Sequence[Measurement], setting: Setting) -> Verdict:
+    """The stage that is short against what the model step eats, and the knob to turn."""
+    rates = _rates(measurements)
+    missing = [name for name in ("loader", "model step") if name not in rates]
+    if missing:
+        notes = "; ".join(m.note for m in measurements if m.name in missing)
+        return Verdict("", "", f"No verdict: {' and '.join(missing)} not measured ({notes}). See the table.")
+    # at equal rates the step comes first: a device that is just fed is no fault of the loader
+    rivals = [name for name in ("model step", "loader", _disk_name(rates)) if name in rates]
+    slowest = min(rivals, key=rates.__getitem__)
+    busy = _busy_text(measurements, rates, slowest)
+    if slowest == "model step":
+        return Verdict(slowest, "", f"{_step_short(rates, setting)}, {busy}. {_step_knobs(rates, setting)}")
+    if slowest == "loader":
+        cause = _largest(loader_costs(rates, setting))
+        knobs = _loader_knobs(rates, setting, cause)
+        return Verdict(slowest, cause, f"{_loader_short(rates, setting)}, {busy}. {knobs}")
+    return Verdict(slowest, "", f"{_disk_short(rates, slowest)}, {busy}. {_disk_knobs(rates, slowest)}")
 
 
-def band_of(busy_share: float) -> str:
+def band(busy: float) -> str:
     """The source document's words for a device-busy share."""
-    if busy_share > OPTIMAL:
-        return "optimal"
-    if busy_share >= GOOD:
-        return "good"
-    return "feed more" if busy_share < FEED_MORE else "fair"
+    if busy > 0.95:
+        return "over 95 %: optimal"
+    if busy >= 0.9:
+        return "90 % or more: good"
+    return "70 to 90 %: fair" if busy >= 0.7 else "under 70 %: feed it more"
 
 
-def _device_knobs(rates: dict[str, float], on_cpu: bool) -> tuple[str, ...]:
-    spare = rates["loader"] / rates["step"]
-    knobs = [f"nothing on the data side: the loader could feed {spare:.1f} such devices"]
-    if on_cpu:
-        knobs.append("fewer --workers: on a CPU they take cores from the model")
-    return tuple(knobs)
+def loader_costs(rates: dict[str, float], setting: Setting) -> dict[str, float]:
+    """Core-seconds of a photo in each part of the loader; what its stages do not explain is OVERHEAD."""
+    costs = {name: 1 / rates[name] for name in WORKER_STAGES if name in rates}
+    whole = setting.busy_cores / rates["loader"]
+    return {**costs, OVERHEAD: max(whole - sum(costs.values()), 0.0)}
 
 
-def _data_knobs(
-    rates: dict[str, float], costs: dict[str, float], workers: int, cores: int, short: str
-) -> tuple[str, ...]:
-    """What to turn, with the figure that the measured costs predict."""
-    supply, demand = rates["loader"], rates["step"]
-    knobs = []
-    if short == "disk, cold":
-        knobs.append(f"a faster disk: it delivers {rates['disk, cold']:,.0f} images/s when cold")
-    if workers < cores:
-        wanted = min(cores, max(workers + 1, -(-int(demand * workers) // max(int(supply), 1))))
-        gain = min(supply * wanted / max(workers, 1), demand)
-        knobs.append(f"workers {workers} → {wanted}: {supply:,.0f} → {gain:,.0f} images/s")
-    without = sum(costs.values()) - costs["augment"]
-    gain = min(supply * sum(costs.values()) / without, demand)
-    if gain > 1.1 * supply:
-        knobs.append(
-            f"a lighter augmentation (--set augment.profile=light, augment.rand_augment=off): "
-            f"{supply:,.0f} → at most {gain:,.0f} images/s"
+def _rates(measurements: Sequence[Measurement]) -> dict[str, float]:
+    return {m.name: m.images_per_second for m in measurements if m.images_per_second is not None}
+
+
+def _disk_name(rates: dict[str, float]) -> str:
+    return "disk, cold" if "disk, cold" in rates else "disk, warm"
+
+
+def _busy_text(measurements: Sequence[Measurement], rates: dict[str, float], slowest: str) -> str:
+    for together in measurements:
+        if together.device_busy is not None and together.images_per_second is not None:
+            return (
+                f"and in training together, at {together.images_per_second:,.0f} images/s, the device was "
+                f"busy {together.device_busy:.0%} of the time ({band(together.device_busy)})"
+            )
+    busy = min(rates[slowest] / rates["model step"], 1.0)
+    return f"so the device would be busy about {busy:.0%} of the time ({band(busy)})"
+
+
+def _step_short(rates: dict[str, float], setting: Setting) -> str:
+    return (
+        f"The model step is the bottleneck: it eats {rates['model step']:,.0f} images/s and "
+        f"{_workers(setting.workers)} {rates['loader']:,.0f}"
+    )
+
+
+def _step_knobs(rates: dict[str, float], setting: Setting) -> str:
+    if setting.device == "cpu":
+        return (
+            f"On a CPU workers and step share the cores, about {_shared(rates, setting):,.0f} images/s by "
+            "these figures: use a GPU, or a smaller network (model.image_size, model.arguments)."
         )
-    return tuple(knobs)
+    enough = math.ceil(rates["model step"] / _a_worker(rates, setting))
+    return (
+        f"The device is fed: try a larger batch (optimizer.batch, now {setting.batch}), a lower precision or "
+        f"a faster device; about {_count(enough, 'worker')} would be enough."
+    )
 
 
-def table(measurements: Sequence[Measurement], verdict: Verdict) -> Table:
-    """One row a stage, all on one logarithmic scale, the bottleneck marked."""
-    result = terminal.table("", "stage", "images/s", "spread")
-    result.add_column(f"logarithmic, {BAR // DECADES} blocks for every factor of ten")
-    lowest = min(measurement.rate for measurement in measurements)
+def _loader_short(rates: dict[str, float], setting: Setting) -> str:
+    return (
+        f"The loader is the bottleneck: {_workers(setting.workers)} {rates['loader']:,.0f} images/s "
+        f"where the model step eats {rates['model step']:,.0f}"
+    )
+
+
+def _largest(costs: dict[str, float]) -> str:
+    return max(costs, key=costs.__getitem__)
+
+
+def _loader_knobs(rates: dict[str, float], setting: Setting, cause: str) -> str:
+    costs = loader_costs(rates, setting)
+    share = costs[cause] / sum(costs.values())
+    names = {"shard read": "Reading", "decode": "Decoding", "augment": "Augmentation", OVERHEAD: "Overhead"}
+    return f"{names[cause]} takes {share:.0%} of a photo's time: {_more_workers(rates, setting)}; " + (
+        _lighter(cause, rates, setting, share)
+    )
+
+
+def _more_workers(rates: dict[str, float], setting: Setting) -> str:
+    cores = setting.cores
+    if setting.busy_cores == cores:
+        return f"{'the one core is' if cores == 1 else f'all {cores} cores are'} at work, so not more workers"
+    enough = min(math.ceil(rates["model step"] / _a_worker(rates, setting)), cores)
+    reach = enough * _a_worker(rates, setting)
+    eaten = "" if reach >= rates["model step"] else f", {reach / rates['model step']:.0%} of the need"
+    return f"about {_count(enough, 'worker')} on the {cores} cores would deliver {reach:,.0f} images/s{eaten}"
+
+
+def _lighter(cause: str, rates: dict[str, float], setting: Setting, share: float) -> str:
+    if cause == "augment" and setting.augmented:
+        most = rates["loader"] / (1 - share)
+        return (
+            "a lighter profile (augment.profile, augment.rand_augment) helps, up to "
+            f"{most:,.0f} images/s with none at all."
+        )
+    return {
+        "shard read": "a faster disk, or memory to keep the shards in, helps.",
+        "decode": "faster or more cores, or photos stored smaller, help.",
+        "augment": "only faster or more cores, or a smaller model.image_size, help.",
+        OVERHEAD: "it is hand-over between processes and cores that others use, so look what else runs.",
+    }[cause]
+
+
+def _disk_short(rates: dict[str, float], disk: str) -> str:
+    return (
+        f"The disk is the bottleneck ({disk.partition(', ')[2]}): it delivers {rates[disk]:,.0f} images/s "
+        f"where the model step eats {rates['model step']:,.0f} and the loader takes {rates['loader']:,.0f}"
+    )
+
+
+def _disk_knobs(rates: dict[str, float], disk: str) -> str:
+    most = rates[disk] / rates["model step"]
+    return (
+        f"Until the shards are in memory the device is busy {most:.0%} of the time at most, whatever the "
+        "workers: a faster or local disk, or memory for all shards, helps."
+    )
+
+
+def _a_worker(rates: dict[str, float], setting: Setting) -> float:
+    """What one worker with a core of its own delivers."""
+    return rates["loader"] / setting.busy_cores
+
+
+def _shared(rates: dict[str, float], setting: Setting) -> float:
+    """Images/s if the workers and the step share all cores without loss."""
+    return 1 / (1 / (_a_worker(rates, setting) * setting.cores) + 1 / rates["model step"])
+
+
+def _workers(count: int) -> str:
+    return (
+        "one worker delivers"
+        if count == 1
+        else f"{count} workers deliver"
+        if count
+        else "the loader delivers"
+    )
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+# ---- for people and for programs ----------------------------------------------------------------
+
+
+def table(measurements: Sequence[Measurement], found: Verdict, setting: Setting) -> Table:
+    """All measurements on one scale; the bottleneck is marked ◀, the largest part of a short loader ◁."""
+    result = terminal.table("", "stage", "images/s", "low – high", "on", "× step", "log scale")
+    result.columns[-1].justify = "left"
+    rates = _rates(measurements)
     for measurement in measurements:
-        here = measurement.name == verdict.bottleneck
-        spread = (max(measurement.trials) - min(measurement.trials)) / measurement.rate
-        bar = bar_of(measurement.rate, lowest)
-        result.add_row(
-            f"[bold red]{measurement.name} ◀[/]" if here else measurement.name,
-            f"{measurement.rate:,.0f}",
-            f"±{spread / 2:.0%}",
-            f"[red]{bar}[/]" if here else bar,
-        )
+        mark = {found.bottleneck: " ◀", found.cause: " ◁"}.get(measurement.name, "")
+        style = "bold red" if measurement.name == found.bottleneck else None
+        cells = _cells(measurement, rates, setting)
+        result.add_row(measurement.name + mark, *cells, style=style)
     return result
 
 
-def bar_of(rate: float, lowest: float) -> str:
-    """Blocks for a rate; the lowest rate of the table gets one decade's worth."""
-    decades = 1 + math.log10(rate / lowest)
-    return "█" * round(min(decades, DECADES) * BAR / DECADES)
+def _cells(measurement: Measurement, rates: dict[str, float], setting: Setting) -> tuple[Any, ...]:
+    rate = measurement.images_per_second
+    if rate is None:
+        return ("not taken", "", measurement.on, "", "")
+    return (
+        _short(rate),
+        f"{_short(min(measurement.trials))} – {_short(max(measurement.trials))}",
+        measurement.on,
+        _against_step(measurement, rates, setting),
+        _bar(rate, list(rates.values())),
+    )
+
+
+def _against_step(measurement: Measurement, rates: dict[str, float], setting: Setting) -> str:
+    """How many times what the model step eats; a stage of the workers counts on all of their cores."""
+    if "model step" not in rates:
+        return ""
+    times = setting.busy_cores if measurement.on == "one core" else 1
+    return _short(rates[measurement.name] * times / rates["model step"])
+
+
+def _short(value: float) -> str:
+    """1,408k, 81.1k, 5,089, 79.2, 1.25: three or four digits."""
+    if value >= 10_000:
+        return f"{value / 1000:,.0f}k" if value >= 100_000 else f"{value / 1000:.1f}k"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _bar(rate: float, rates: list[float]) -> Bar:
+    """Logarithmic, from half the slowest rate: they differ by orders of magnitude."""
+    low, high = min(rates) / 2, max(rates)
+    return Bar(1.0, 0.0, math.log(rate / low) / math.log(high / low), width=BAR_WIDTH)
+
+
+def explanations(measurements: Sequence[Measurement]) -> list[str]:
+    """A line for each measurement: how it was taken, or why it was not."""
+    lines = [f"{m.name}: {m.how or f'not taken, {m.note}'}" for m in measurements]
+    lines.append(
+        "× step: against what the model step eats; one-core stages are counted on all the workers' cores"
+    )
+    return lines + [f"device utilisation: {m.usage.text()}" for m in measurements if m.usage is not None]
 
 
 def as_json(
-    bench: Bench, measurements: Sequence[Measurement], together: Together, verdict: Verdict
+    measurements: Sequence[Measurement],
+    found: Verdict,
+    setting: Setting,
+    hardware: dict[str, Any],
+    versions: dict[str, str],
 ) -> dict[str, Any]:
-    """Everything measured, with hardware, versions and settings."""
+    """Everything that the report shows, every trial included."""
     return {
-        "tool": f"bench-io {__version__}",
-        "hardware": hardware(bench.device),
-        "versions": versions(),
-        "settings": {
-            "shards": bench.split.folder,
-            "photos": len(bench.split),
-            "mean_bytes": float(bench.split.size.mean()),
-            "recipe": bench.recipe.as_dict(),
-            "workers": bench.workers,
-        },
-        "measurements": [measurement.as_dict() for measurement in measurements],
-        "together": {
-            "busy_share": together.busy_share,
-            "wait_share": together.wait_share,
-            "utilisation": together.utilisation.percent
-            if together.utilisation.percent is not None
-            else "unknown",
-            "utilisation_source": together.utilisation.source,
-            "peak_memory": together.peak_memory,
-        },
-        "verdict": asdict(verdict),
+        "hardware": hardware,
+        "versions": versions,
+        "settings": asdict(setting),
+        "measurements": [_measurement_json(measurement) for measurement in measurements],
+        "verdict": asdict(found),
     }
 
 
-def hardware(device: torch.device) -> dict[str, Any]:
-    """The machine in words: no host name."""
-    return {
-        "device": device_name(device),
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def versions() -> dict[str, str]:
-    """Python and the libraries that decide the figures."""
-    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown"
+def _measurement_json(measurement: Measurement) -> dict[str, Any]:
+    value = asdict(measurement)
+    for name in ("images_per_second", "low", "high", "device_busy"):
+        value[name] = getattr(measurement, name)
+    if measurement.usage is not None and measurement.usage.percent is None:
+        value["usage"]["percent"] = "unknown"
+    return value

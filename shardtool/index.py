@@ -252,6 +252,8 @@ def open_split(folder: str, check: bool = True) -> Split:
     """
     folder = folder.rstrip("/")
     root, _, name = folder.rpartition("/")
+    if _exists(f"{folder}/{DATASET_FILE}"):
+        raise UsageError("this is a whole dataset", where=folder, cure=f"name a split: {folder}/train")
     manifest = open_manifest(root or ("/" if folder.startswith("/") else "."))
     if name not in manifest.splits:
         raise UsageError(
@@ -321,6 +323,11 @@ def _filesystem(url: str) -> tuple[Any, str]:
             str(error), where=url, cure="give a local folder or install what it needs"
         ) from error
     return filesystem, path
+
+
+def _exists(path: str) -> bool:
+    filesystem, inside = _filesystem(path)
+    return bool(filesystem.exists(inside))
 
 
 def _cat(path: str, start: int | None = None, end: int | None = None) -> bytes:

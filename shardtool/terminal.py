@@ -127,8 +127,11 @@ def _plain_progress(label: str, total: int) -> Iterator[Advance]:
     say(f"{label}: {done:,} in {time.monotonic() - start:.1f} s")
 
 
-def run(app: typer.Typer) -> NoReturn:
-    """Run a command line: errors become one line and an exit status, `--debug` adds the traceback."""
+def run(app: typer.Typer, as_json: bool | None = None) -> NoReturn:
+    """Run a command line: errors become one line and an exit status, `--debug` adds the traceback.
+
+    With `as_json` (by default: if `--json` is given) an error is an object on stdout, too.
+    """
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
@@ -146,7 +149,7 @@ def run(app: typer.Typer) -> NoReturn:
         if debug:
             traceback.print_exc()
         told = error if isinstance(error, UserError) else _system_error(error)
-        if "--json" in arguments:
+        if as_json or (as_json is None and "--json" in arguments):
             emit(told.as_dict())
         status = _fail(str(told), told.status)
     sys.exit(int(status or Status.DONE))
