@@ -23,13 +23,13 @@ env: ## make or update the environment
 
 demo: env ## draw synthetic leaves, pack, verify, measure, train, evaluate, predict (minutes)
 	rm -rf data/demo runs/demo
-	shardtool specimens data/demo/organized --species 6 --diseases 4 --images 120 --size 96 --long-tail
+	shardtool specimens data/demo/organized --species 6 --diseases 4 --images 240 --size 96 --long-tail
 	shardtool pack data/demo/organized --out data/demo/shards
 	shardtool verify data/demo/shards
 	bench-io --quick --workers 2 --shards data/demo/shards/train
 	train-hier --shards data/demo/shards/train --recipe small --out runs/demo --workers 2 $(DEMO_TRAIN_FLAGS)
-	train-hier evaluate runs/demo/last.pt --shards data/demo/shards/val
-	train-hier predict runs/demo/last.pt "$$(find data/demo/organized/val -type f | sort | head -n 1)"
+	train-hier evaluate runs/demo --shards data/demo/shards/val
+	train-hier predict runs/demo "$$(find data/demo/organized/val -type f | sort | head -n 1)"
 	@echo
 	@echo "Where to look next:"
 	@echo "  data/demo/organized    the photos: one folder a species, one a disease"

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import signal
+import multiprocessing
 from dataclasses import replace
 
 import numpy as np
@@ -71,17 +70,13 @@ def test_a_flipped_bit_stops_with_shard_and_key(split: Split) -> None:
 def test_a_killed_worker_ends_the_epoch_with_its_name(split: Split) -> None:
     order = order_of(split)
     long = EpochOrder(np.tile(order.samples, 50), np.tile(order.copies, 50), 16)
+    before = set(multiprocessing.active_children())
     batches = loader_of(split, 1).epoch(long, 0)
     next(batches)
-    worker = next(pid for pid in _children() if pid)
-    os.kill(worker, signal.SIGKILL)
+    (worker,) = set(multiprocessing.active_children()) - before
+    worker.kill()
     with pytest.raises(TrainingError, match="data worker died"):
         list(batches)
-
-
-def _children() -> list[int]:
-    with open(f"/proc/{os.getpid()}/task/{os.getpid()}/children", encoding="ascii") as file:
-        return [int(pid) for pid in file.read().split()]
 
 
 def test_prepare_normalises_as_torchvision_does() -> None:
