@@ -139,13 +139,19 @@ class Loader:
         self._draws.set(order, epoch, start)
         try:
             yield from self._loader
+        except (ConnectionError, EOFError) as error:  # it died with a batch half handed over
+            raise _dead_worker(error) from error
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            raise TrainingError(
-                f"a data worker died: {str(error).splitlines()[0]}",
-                cure="often want of memory or of /dev/shm (docker: --ipc=host); run again to go on",
-            ) from error
+            raise _dead_worker(error) from error
+
+
+def _dead_worker(error: Exception) -> TrainingError:
+    return TrainingError(
+        f"a data worker died: {(str(error) or type(error).__name__).splitlines()[0]}",
+        cure="often want of memory or of /dev/shm (docker: --ipc=host); run again to go on",
+    )
 
 
 class _Draws:
