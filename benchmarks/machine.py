@@ -25,7 +25,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
     """The machine: processor, cores, memory, device."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     found: dict[str, Any] = {
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": cores(),
         "memory_bytes": memory,
