@@ -12,7 +12,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from shardtool.files import write_atomic
 from shardtool.index import Manifest
 from shardtool.photo import Refused, encode
 from shardtool.scan import Scan, column, read_source
+from shardtool.select import duplicates
 from shardtool.terminal import size_text
 
 THUMBNAIL = 96
@@ -56,6 +57,7 @@ def report_json(scan: Scan, manifest: Manifest) -> dict[str, Any]:
         "refused": dict(sorted(reasons.items())),
         "ignored": dict(sorted(scan.ignored.items())),
         "converted": dict(sorted(rules.items())),
+        "duplicates": duplicates(scan),
         "refusals": [
             {"source": os.fsdecode(r.source), "reason": r.reason, "detail": r.detail} for r in scan.refused
         ],
@@ -72,6 +74,7 @@ def report_html(source: Path, scan: Scan, manifest: Manifest) -> str:
         "<h1>Packed dataset</h1>",
         f"<p>digest <code>{manifest.digest}</code></p>",
         _table(("split", "photos", "shards", "bytes"), _split_rows(manifest)),
+        *(f"<p>{_text(line)}</p>" for line in _notes(scan)),
         f"<h2>Refused: {len(scan.refused):,}</h2>",
         _table(("file", "reason", "detail"), refused) + more if refused else "<p>Nothing.</p>",
         "<h2>Classes</h2>",
@@ -88,6 +91,16 @@ def report_html(source: Path, scan: Scan, manifest: Manifest) -> str:
         + "".join(sections)
         + "</body></html>\n"
     )
+
+
+def _notes(scan: Scan) -> Iterator[str]:
+    """What was converted, ignored or kept twice, a line each."""
+    rules = Counter(rule for rule in scan.photos.column("rule").to_pylist() if rule)
+    for label, counts in (("Converted", rules), ("Ignored", scan.ignored)):
+        if counts:
+            yield f"{label}: " + ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))
+    if copies := duplicates(scan):
+        yield f"Duplicates inside a class, kept: {copies:,}"
 
 
 def _split_rows(manifest: Manifest) -> Iterable[Sequence[object]]:
