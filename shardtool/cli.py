@@ -17,7 +17,8 @@ from shardtool.errors import Status, UsageError, VerificationFailed
 
 if TYPE_CHECKING:
     from shardtool.index import Manifest
-    from shardtool.pack import Packed
+    from shardtool.pack import Packed, Plan
+    from shardtool.scan import Scan
 
 app = typer.Typer(
     name="shardtool",
@@ -61,6 +62,9 @@ def pack(
         str, typer.Option(help="Train/val shares for a tree without split folders.")
     ] = "0.9/0.1",
     strict: Annotated[bool, typer.Option("--strict", help="Stop at a refused photo.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check and plan, to the byte; write nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Pack a folder tree into shards; run it again to go on or to take in changes.
@@ -69,19 +73,24 @@ def pack(
 
     Example: shardtool pack data/organized --out data/shards --workers 8
     """
-    from shardtool.pack import PackOptions
+    from shardtool.executor import processes
+    from shardtool.pack import PackOptions, plan_pack
     from shardtool.pack import pack as pack_tree
 
     if check not in ("decode", "header"):
         raise UsageError(f"--check {check}", cure="use decode or header")
     options = PackOptions(parse_size(shard_size), seed, check, parse_split(split))  # type: ignore[arg-type]
     show = terminal.silent if as_json else terminal.progress
-    packed = pack_tree(source, out, options, workers, strict, show)
-    if as_json:
-        terminal.emit(_packed_json(packed))
+    if dry_run:
+        with processes(workers) as executor:
+            plan = plan_pack(source, options, executor, workers, strict, show)
+        _tell_plan(plan, as_json)
+        scan = plan.scan
     else:
-        _show_packed(packed, out)
-    if packed.refused:
+        packed = pack_tree(source, out, options, workers, strict, show)
+        _tell_packed(packed, out, as_json)
+        scan = packed.scan
+    if scan.refused:
         raise typer.Exit(Status.SOME_REFUSED)
 
 
@@ -187,19 +196,51 @@ def parse_split(text: str) -> float:
     return val
 
 
-def _packed_json(packed: Packed) -> dict[str, object]:
-    reasons = Counter(str(refusal.reason) for refusal in packed.refused)
+def _tell_packed(packed: Packed, out: Path, as_json: bool) -> None:
+    if as_json:
+        counts = {"written_shards": packed.written_shards, "kept_shards": packed.kept_shards}
+        terminal.emit({**_info_json(packed.manifest), **_left_out_json(packed.scan), **counts})
+        return
+    _show_refused(packed.scan)
+    _show_info(packed.manifest)
+    _show_left_out(packed.scan)
+    kept = f", {packed.kept_shards} were up to date" if packed.kept_shards else ""
+    terminal.say(f"{packed.written_shards} shards written{kept}: {terminal.clean(out)}")
+
+
+def _tell_plan(plan: Plan, as_json: bool) -> None:
+    splits = {
+        name: {
+            "samples": sum(shard.photos.num_rows for shard in shards),
+            "shards": len(shards),
+            "bytes": sum(shard.size for shard in shards),
+        }
+        for name in dict.fromkeys(shard.split for shard in plan.shards)
+        for shards in [[shard for shard in plan.shards if shard.split == name]]
+    }
+    if as_json:
+        terminal.emit({"splits": splits, **_left_out_json(plan.scan)})
+        return
+    _show_refused(plan.scan)
+    table = terminal.table("", "split", "photos", "shards", "bytes")
+    for name, counts in splits.items():
+        table.add_row(name, *(f"{count:,}" for count in counts.values()))
+    terminal.console.print(table)
+    _show_left_out(plan.scan)
+    terminal.say(f"{plan.scan.taxonomy.rows:,} classes; nothing was written")
+
+
+def _left_out_json(scan: Scan) -> dict[str, object]:
+    from shardtool.select import duplicates
+
     return {
-        **_info_json(packed.manifest),
-        "refused": dict(reasons),
+        "refused": dict(Counter(str(refusal.reason) for refusal in scan.refused)),
         "refusals": [
-            {"source": os.fsdecode(r.source), "reason": r.reason, "detail": r.detail} for r in packed.refused
+            {"source": os.fsdecode(r.source), "reason": r.reason, "detail": r.detail} for r in scan.refused
         ],
-        "ignored": dict(packed.ignored),
-        "converted": dict(packed.converted),
-        "duplicates": packed.duplicates,
-        "written_shards": packed.written_shards,
-        "kept_shards": packed.kept_shards,
+        "ignored": dict(scan.ignored),
+        "converted": dict(scan.converted),
+        "duplicates": duplicates(scan),
     }
 
 
@@ -220,26 +261,24 @@ def _info_json(manifest: Manifest) -> dict[str, object]:
     }
 
 
-def _show_packed(packed: Packed, out: Path) -> None:
-    for refusal in packed.refused[:LISTED]:
+def _show_refused(scan: Scan) -> None:
+    for refusal in scan.refused[:LISTED]:
         name = terminal.clean(os.fsdecode(refusal.source))
         terminal.say(f"[yellow]refused[/] {name}: {refusal.reason}, {terminal.clean(refusal.detail)}")
-    if len(packed.refused) > LISTED:
-        terminal.say(f"... and {len(packed.refused) - LISTED:,} more, see report.html")
-    _show_info(packed.manifest)
-    reasons = Counter(str(refusal.reason) for refusal in packed.refused)
-    for label, counts in (
-        ("refused", reasons),
-        ("converted", packed.converted),
-        ("ignored", packed.ignored),
-    ):
+    if len(scan.refused) > LISTED:
+        terminal.say(f"... and {len(scan.refused) - LISTED:,} more (--json and report.html list all)")
+
+
+def _show_left_out(scan: Scan) -> None:
+    from shardtool.select import duplicates
+
+    reasons = Counter(str(refusal.reason) for refusal in scan.refused)
+    for label, counts in (("refused", reasons), ("converted", scan.converted), ("ignored", scan.ignored)):
         if counts:
             parts = ", ".join(f"{terminal.clean(name)} {n:,}" for name, n in sorted(counts.items()))
             terminal.say(f"{label}: {parts}")
-    if packed.duplicates:
-        terminal.say(f"duplicates inside a class, kept: {packed.duplicates:,}")
-    kept = f", {packed.kept_shards} were up to date" if packed.kept_shards else ""
-    terminal.say(f"{packed.written_shards} shards written{kept}: {terminal.clean(out)}")
+    if copies := duplicates(scan):
+        terminal.say(f"duplicates inside a class, kept: {copies:,}")
 
 
 def _show_info(manifest: Manifest) -> None:

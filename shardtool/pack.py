@@ -10,14 +10,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from shardtool import __version__, layout, tar
 from shardtool.errors import DamagedManifest, NoSpace, ResumeRefused, UsageError, UserError
@@ -34,8 +33,8 @@ from shardtool.index import (
 from shardtool.layout import ShardPlan
 from shardtool.photo import Check
 from shardtool.report import write_report
-from shardtool.scan import SPLITS, Refusal, Scan, column, examine_tree, list_tree
-from shardtool.select import duplicates, select
+from shardtool.scan import SPLITS, Scan, column, examine_tree, list_tree
+from shardtool.select import select
 from shardtool.shard import ShardJob, up_to_date, write_shard
 from shardtool.terminal import OpenProgress, silent, size_text
 
@@ -57,16 +56,50 @@ class PackOptions:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What a pack would write: every photo checked and placed, every shard with its exact size."""
+
+    source: Path
+    options: PackOptions
+    scan: Scan
+    shards: tuple[ShardPlan, ...]
+
+
+@dataclass(frozen=True)
 class Packed:
-    """The outcome of a pack: what is there now, and what was left out."""
+    """The outcome of a pack: what is there now, and which of the shards had to be written."""
 
     manifest: Manifest
-    refused: tuple[Refusal, ...]
-    ignored: Counter[str]
-    converted: Counter[str]
-    duplicates: int  # photos whose bytes stand more than once in their class, all kept
+    scan: Scan
     kept_shards: int
     written_shards: int
+
+
+def plan_pack(
+    source: Path,
+    options: PackOptions = PackOptions(),
+    executor: Executor | None = None,
+    workers: int = 1,
+    strict: bool = False,
+    progress: OpenProgress = silent,
+) -> Plan:
+    """Open every photo of the tree `source` and decide where it goes; nothing is written.
+
+    Raises UsageError; UserError with `strict` for the first refused photo, and when all were refused.
+    """
+    if not source.is_dir():
+        raise UsageError("no such folder", where=source, cure="give the folder of the organized tree")
+    tree = list_tree(source)
+    with progress("checking photos", tree.photos) as advance:
+        scan = examine_tree(tree, options.check, executor, workers, advance)
+    scan = select(scan, options.val_share, options.seed)
+    _check_selection(scan, strict)
+    splits = column(scan.photos, "split")
+    shards: list[ShardPlan] = []
+    for number, name in enumerate(SPLITS):
+        photos = scan.photos.filter(pa.array(splits == number))
+        shards += layout.plan(photos, scan.taxonomy, name, options.seed, options.shard_size)
+    return Plan(source, options, scan, tuple(shards))
 
 
 def pack(
@@ -79,55 +112,31 @@ def pack(
 ) -> Packed:
     """Pack the organized tree `source` into the dataset folder `out`.
 
-    Raises UsageError, DestinationBusy, ResumeRefused, NoSpace, SourceChanged; UserError
-    with `strict` for the first refused photo, and when every photo was refused.
+    Raises what `plan_pack` raises, and DestinationBusy, ResumeRefused, NoSpace, SourceChanged.
     """
     _check_destination(source, out)
     with exclusive(out, "shardtool pack"), processes(workers) as executor:
         _check_options(out, options)
-        tree = list_tree(source)
-        with progress("checking photos", tree.photos) as advance:
-            scan = examine_tree(tree, options.check, executor, workers, advance)
-        scan = select(scan, options.val_share, options.seed)
-        _check_selection(scan, strict)
-        plans = plan_shards(scan, options)
-        jobs = [ShardJob(source, out, plan, scan.taxonomy) for plan in plans]
+        plan = plan_pack(source, options, executor, workers, strict, progress)
+        jobs = [ShardJob(source, out, shard, plan.scan.taxonomy) for shard in plan.shards]
         with progress("checking shards", len(jobs)) as advance:
-            good = []
-            for there in ordered(executor, up_to_date, jobs, in_flight=2 * workers):
-                good.append(there)
+            stale = []
+            good = ordered(executor, up_to_date, jobs, in_flight=2 * workers)
+            for job, there in zip(jobs, good, strict=True):
+                stale += [] if there else [job]
                 advance(1)
-        stale = [job for job, there in zip(jobs, good, strict=True) if not there]
-        _make_room(out, plans, [job.plan for job in stale])
+        _make_room(out, plan.shards, [job.plan for job in stale])
         with progress("writing photos", sum(job.plan.photos.num_rows for job in stale)) as advance:
             for count in ordered(executor, write_shard, stale, in_flight=2 * workers):
                 advance(count)
-        manifest = _manifest(scan, plans, options, out)
-        write_report(out, source, scan, manifest)
+        manifest = _manifest(plan, out)
+        write_report(out, source, plan.scan, manifest)
         write_atomic(out / DATASET_FILE, _json_bytes(manifest.to_json()))
-    return Packed(
-        manifest,
-        scan.refused,
-        scan.ignored,
-        Counter(rule for rule in scan.photos.column("rule").to_pylist() if rule),
-        duplicates(scan),
-        len(plans) - len(stale),
-        len(stale),
-    )
-
-
-def plan_shards(scan: Scan, options: PackOptions) -> list[ShardPlan]:
-    """The shards of all splits, in order; nothing is read or written."""
-    splits = column(scan.photos, "split")
-    plans = []
-    for number, name in enumerate(SPLITS):
-        photos = scan.photos.filter(pa.array(splits == number))
-        plans += layout.plan(photos, scan.taxonomy, name, options.seed, options.shard_size)
-    return plans
+    return Packed(manifest, plan.scan, len(jobs) - len(stale), len(stale))
 
 
 def _check_destination(source: Path, out: Path) -> None:
-    if not source.is_dir():
+    if not source.is_dir():  # before a folder is made at --out
         raise UsageError("no such folder", where=source, cure="give the folder of the organized tree")
     if out.exists() and not out.is_dir():
         raise UsageError("--out is a file", where=out, cure="give a folder")
@@ -187,32 +196,27 @@ def _make_room(out: Path, plans: Sequence[ShardPlan], stale: Sequence[ShardPlan]
                 folder.rmdir()
 
 
-def _manifest(scan: Scan, plans: Sequence[ShardPlan], options: PackOptions, out: Path) -> Manifest:
-    splits: dict[str, list[ShardEntry]] = {}
-    counts: dict[str, NDArray[np.int64]] = {}
-    for plan in plans:
-        path = out / plan.split / f"{plan.name}.parquet"
-        data = path.read_bytes()
-        metadata = read_sidecar(data, str(path)).schema.metadata
-        entry = ShardEntry(
-            plan.name,
-            plan.photos.num_rows,
-            plan.size,
-            metadata[b"shardtool.sha256"].decode(),
-            hashlib.sha256(data).hexdigest(),
-        )
-        splits.setdefault(plan.split, []).append(entry)
-        rows = np.bincount(column(plan.photos, "row"), minlength=scan.taxonomy.rows)
-        counts[plan.split] = counts.get(plan.split, 0) + rows
-    shards = {name: tuple(entries) for name, entries in splits.items()}
-    return Manifest(
-        scan.taxonomy,
-        shards,
-        {name: rows.tolist() for name, rows in counts.items()},
-        asdict(options),
-        f"shardtool {__version__}",
-        dataset_digest(scan.taxonomy, shards),
-    )
+def _manifest(plan: Plan, out: Path) -> Manifest:
+    shards: dict[str, tuple[ShardEntry, ...]] = {}
+    for shard in plan.shards:
+        shards[shard.split] = (*shards.get(shard.split, ()), _entry(shard, out))
+    splits, rows = column(plan.scan.photos, "split"), column(plan.scan.photos, "row")
+    taxonomy = plan.scan.taxonomy
+    counts = {
+        name: np.bincount(rows[splits == SPLITS.index(name)], minlength=taxonomy.rows).tolist()
+        for name in shards
+    }
+    digest = dataset_digest(taxonomy, shards)
+    return Manifest(taxonomy, shards, counts, asdict(plan.options), f"shardtool {__version__}", digest)
+
+
+def _entry(shard: ShardPlan, out: Path) -> ShardEntry:
+    """What dataset.json says of a shard that is written."""
+    path = out / shard.split / f"{shard.name}.parquet"
+    data = path.read_bytes()
+    sha256 = read_sidecar(data, str(path)).schema.metadata[b"shardtool.sha256"].decode()
+    sidecar_sha256 = hashlib.sha256(data).hexdigest()
+    return ShardEntry(shard.name, shard.photos.num_rows, shard.size, sha256, sidecar_sha256)
 
 
 def _json_bytes(value: object) -> bytes:

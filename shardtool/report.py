@@ -50,13 +50,12 @@ def write_report(out: Path, source: Path, scan: Scan, manifest: Manifest) -> Non
 def report_json(scan: Scan, manifest: Manifest) -> dict[str, Any]:
     """Counts and every refused file; no times and no machine names, so it is reproducible."""
     reasons = Counter(str(refusal.reason) for refusal in scan.refused)
-    rules = Counter(rule for rule in scan.photos.column("rule").to_pylist() if rule)
     return {
         "digest": manifest.digest,
         "samples": {name: sum(rows) for name, rows in manifest.class_counts.items()},
         "refused": dict(sorted(reasons.items())),
         "ignored": dict(sorted(scan.ignored.items())),
-        "converted": dict(sorted(rules.items())),
+        "converted": dict(sorted(scan.converted.items())),
         "duplicates": duplicates(scan),
         "refusals": [
             {"source": os.fsdecode(r.source), "reason": r.reason, "detail": r.detail} for r in scan.refused
@@ -95,8 +94,7 @@ def report_html(source: Path, scan: Scan, manifest: Manifest) -> str:
 
 def _notes(scan: Scan) -> Iterator[str]:
     """What was converted, ignored or kept twice, a line each."""
-    rules = Counter(rule for rule in scan.photos.column("rule").to_pylist() if rule)
-    for label, counts in (("Converted", rules), ("Ignored", scan.ignored)):
+    for label, counts in (("Converted", scan.converted), ("Ignored", scan.ignored)):
         if counts:
             yield f"{label}: " + ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))
     if copies := duplicates(scan):

@@ -97,6 +97,11 @@ class Scan:
     refused: tuple[Refusal, ...]
     ignored: Counter[str] = field(default_factory=Counter)
 
+    @property
+    def converted(self) -> Counter[str]:
+        """How many photos each rule of conversion applied to."""
+        return Counter(rule for rule in self.photos.column("rule").to_pylist() if rule)
+
 
 def content_digest(data: bytes) -> bytes:
     """XXH3-128 of a file's bytes: equal photos have equal digests."""

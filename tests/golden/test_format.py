@@ -130,8 +130,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, grow: Callable[..., Path])
     photos = [base64.b64decode(text) for text in PHOTOS]
     tree = grow(root / "tree", dict(zip(NAMES, photos, strict=True)))
     done = pack(tree, root / "out", PackOptions(seed=1))
-    assert done.refused == ()
-    assert not done.converted
+    assert done.scan.refused == ()
+    assert not done.scan.converted
     return root / "out"
 
 

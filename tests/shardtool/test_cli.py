@@ -244,3 +244,29 @@ def test_shares_add_up_to_one() -> None:
 def test_other_shares_are_usage_errors(text: str) -> None:
     with pytest.raises(UsageError):
         parse_split(text)
+
+
+def test_a_dry_run_plans_to_the_byte_and_writes_nothing(
+    tmp_path: Path, grow: Grow, jpeg: Jpeg, shardtool: Cli
+) -> None:
+    tree = grow(
+        tmp_path / "tree",
+        {
+            "train/A/x/1.jpg": jpeg(1),
+            "train/A/y/2.jpg": jpeg(2),
+            "val/A/x/3.jpg": jpeg(1),
+            "val/A/y/4.jpg": b"",
+        },
+    )
+    out = tmp_path / "out"
+    planned = shardtool("pack", tree, "--out", out, "--workers", 1, "--dry-run", "--json")
+    assert not out.exists()
+    packed = shardtool("pack", tree, "--out", out, "--workers", 1, "--json")
+    assert planned.returncode == packed.returncode == 3
+    plan, done = json.loads(planned.stdout), json.loads(packed.stdout)
+    assert plan["splits"] == done["splits"]
+    assert plan["refusals"] == done["refusals"]
+    assert done["splits"]["train"]["bytes"] == (out / "train/shard-000000.tar").stat().st_size
+    for_people = shardtool("pack", tree, "--out", tmp_path / "none", "--workers", 1, "--dry-run")
+    assert "nothing was written" in for_people.stderr
+    assert not (tmp_path / "none").exists()

@@ -24,6 +24,7 @@ from shardtool.errors import ResumeRefused, SourceChanged, UsageError, UserError
 from shardtool.files import exclusive
 from shardtool.index import open_manifest, open_split
 from shardtool.pack import Packed, PackOptions, pack
+from shardtool.select import duplicates
 from shardtool.terminal import Advance, OpenProgress
 from shardtool.verify import verify
 
@@ -47,7 +48,7 @@ def members_of(folder: Path, split: str) -> set[str]:
 
 
 def reasons(packed: Packed) -> dict[str, str]:
-    return {os.fsdecode(refusal.source): refusal.reason for refusal in packed.refused}
+    return {os.fsdecode(refusal.source): refusal.reason for refusal in packed.scan.refused}
 
 
 def rewritten(before: dict[str, int], folder: Path) -> set[str]:
@@ -269,7 +270,7 @@ def test_the_training_copy_of_a_validation_photo_is_refused(tmp_path: Path, grow
     tree = grow(tmp_path / "tree", dict(zip(names, [jpeg(1), jpeg(2), jpeg(1)], strict=True)))
     done = pack(tree, tmp_path / "out")
     assert reasons(done) == {"train/A/x/1.jpg": "leak"}
-    assert done.refused[0].detail == "same bytes as val/A/x/copy.jpg"
+    assert done.scan.refused[0].detail == "same bytes as val/A/x/copy.jpg"
     assert members_of(tmp_path / "out", "train") == {"train/A/x/other.jpg"}
     assert members_of(tmp_path / "out", "val") == {"val/A/x/copy.jpg"}
 
@@ -292,8 +293,8 @@ def test_all_copies_under_two_labels_are_refused(tmp_path: Path, grow: Grow, jpe
 def test_copies_inside_a_class_are_kept_and_counted(tmp_path: Path, grow: Grow, jpeg: Jpeg) -> None:
     files = {f"train/A/x/{i}.jpg": jpeg(min(i, 3)) for i in range(6)}
     done = pack(grow(tmp_path / "tree", files), tmp_path / "out")
-    assert done.refused == ()
-    assert done.duplicates == 3
+    assert done.scan.refused == ()
+    assert duplicates(done.scan) == 3
     assert members_of(tmp_path / "out", "train") == set(files)
     split = open_split(str(tmp_path / "out/train"))
     assert len({split.entry(sample)["key"] for sample in range(6)}) == 6
@@ -301,7 +302,7 @@ def test_copies_inside_a_class_are_kept_and_counted(tmp_path: Path, grow: Grow, 
 
 def test_the_bytes_decide_not_the_name(tmp_path: Path, grow: Grow, jpeg: Jpeg) -> None:
     tree = grow(tmp_path / "tree", {"train/A/x/1.jpg": jpeg(1), "val/A/x/1.jpg": jpeg(2)})
-    assert pack(tree, tmp_path / "out").refused == ()
+    assert pack(tree, tmp_path / "out").scan.refused == ()
 
 
 # --- A tree without split folders --------------------------------------------------------------
@@ -323,7 +324,7 @@ def test_a_tree_without_splits_is_split_in_every_class(tmp_path: Path, grow: Gro
 def test_copies_land_on_one_side_of_a_split(tmp_path: Path, grow: Grow, jpeg: Jpeg) -> None:
     tree = grow(tmp_path / "tree", {f"S/d/{i:02d}.jpg": jpeg(i // 3) for i in range(30)})
     done = pack(tree, tmp_path / "out", PackOptions(val_share=0.3))
-    assert done.refused == ()
+    assert done.scan.refused == ()
     sides = [{int(Path(n).stem) // 3 for n in members_of(tmp_path / "out", s)} for s in ("train", "val")]
     assert not sides[0] & sides[1]
     assert len(sides[1]) == 3
@@ -392,7 +393,7 @@ def test_trusting_headers_packs_a_cut_photo(specimens_copy: Path, tmp_path: Path
     photo = sorted(specimens_copy.glob("train/*/*/*.jpg"))[0]  # the one that stands in the report's gallery
     photo.write_bytes(photo.read_bytes()[:-200])
     done = pack(specimens_copy, tmp_path / "out", PackOptions(check="header"))
-    assert done.refused == ()
+    assert done.scan.refused == ()
     assert verify(tmp_path / "out").findings == ()
 
 
@@ -400,7 +401,7 @@ def test_converted_photos_are_counted_by_rule(tmp_path: Path, grow: Grow, jpeg: 
     out = io.BytesIO()
     Image.fromarray(np.full((20, 20), 30_000, np.uint16)).save(out, "PNG")
     tree = grow(tmp_path / "tree", {"train/A/x/1.jpg": jpeg(1), "train/A/x/2.jpg": out.getvalue()})
-    assert pack(tree, tmp_path / "out").converted == {"PNG to JPEG": 1}
+    assert pack(tree, tmp_path / "out").scan.converted == {"PNG to JPEG": 1}
     assert json.loads((tmp_path / "out/report.json").read_text())["converted"] == {"PNG to JPEG": 1}
     assert verify(tmp_path / "out", deep=True).findings == ()
 
