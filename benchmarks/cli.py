@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
-CPUS = os.cpu_count() or 1
+CPUS = terminal.cpus()
 BUSY_LOAD = 0.75  # processes a core over the last minute
 
 
@@ -129,7 +129,6 @@ def _measure(bench: Bench, shards: str, quick: bool, json_file: str) -> None:
 
 
 def _setting(bench: Bench, shards: str, quick: bool) -> Setting:
-    from benchmarks.machine import cores
     from benchmarks.report import Setting
 
     spec = bench.recipe
@@ -139,7 +138,7 @@ def _setting(bench: Bench, shards: str, quick: bool) -> Setting:
         photos=len(bench.split),
         photo_bytes=round(bench.photo_bytes, 1),
         workers=bench.workers,
-        cores=cores(),
+        cores=CPUS,
         device=bench.device.type,
         batch=spec.optimizer.batch,
         augmented=(spec.augment.profile, spec.augment.rand_augment) != ("none", "off"),

@@ -11,14 +11,10 @@ from typing import Any
 import cv2
 import torch
 
+from shardtool.terminal import cpus
 from train.device import device_name
 
 DISTRIBUTIONS = ("torch", "torchvision", "timm", "albumentations", "numpy", "pillow", "simplejpeg")
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
@@ -27,7 +23,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
     found: dict[str, Any] = {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
-        "cores": cores(),
+        "cores": cpus(),
         "memory_bytes": memory,
         "load_average": round(os.getloadavg()[0], 2),
         "device": device_name(device),

@@ -34,7 +34,7 @@ app = typer.Typer(
 Workers = Annotated[int, typer.Option(min=1, help="Processes; the bytes do not depend on it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Folder = Annotated[Path, typer.Argument(help="Folder of a packed dataset.")]
-CPUS = os.cpu_count() or 1
+CPUS = terminal.cpus()
 
 LISTED = 10
 

@@ -41,13 +41,17 @@ PLAIN_LINE_SECONDS = 5.0
 _CommandLineError: type[Any] = typer.BadParameter.__bases__[0]
 
 
-def clean(text: object) -> str:
-    """Text from a file name or a label, safe to print: no control or direction characters, no markup."""
-    shown = "".join(
+def plain(text: object) -> str:
+    """Text from a file name or a label without control or direction characters, for stdout."""
+    return "".join(
         "\N{REPLACEMENT CHARACTER}" if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") else char
         for char in str(text)
     )
-    return escape(shown)
+
+
+def clean(text: object) -> str:
+    """The same with rich's markup escaped, for `say` and tables."""
+    return escape(plain(text))
 
 
 def say(text: str) -> None:
@@ -58,6 +62,11 @@ def say(text: str) -> None:
 def emit(value: Any) -> None:
     """Data for programs: JSON on stdout."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def cpus() -> int:
+    """Cores that this process may use: a container or taskset may leave it fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def size_text(count: float) -> str:

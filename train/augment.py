@@ -25,6 +25,7 @@ CROP_SCALE, CROP_RATIO = (0.6, 1.0), (0.75, 1.33)
 # Sides that the decoder must deliver, in units of the network's: the smallest crop is
 # sqrt(0.6 x 0.75) = 0.67 of a side long and shall not have to be enlarged.
 DECODE_MARGIN = 1.5
+AUGMENT_STREAM = 2  # the order of an epoch draws from stream 0 of the same key, its steps from 1
 MEAN_COLOUR = (124, 116, 104)  # ImageNet's: what RandAugment fills uncovered corners with
 _LESIONS_SUFFER = ("Solarize", "Posterize", "Equalize", "Invert")
 
@@ -52,7 +53,7 @@ class TrainTransform:
 
     def _reseed(self, epoch: int, sample: int, copy: int) -> None:
         # Philox is keyed: a state for each photo costs an assignment, no mixing of seeds
-        words = np.array([0, 0, copy, sample], dtype=np.uint64)
+        words = np.array([0, AUGMENT_STREAM, copy, sample], dtype=np.uint64)
         key = np.array([self.seed, epoch], dtype=np.uint64)
         self._bits.state = {
             "bit_generator": "Philox",
@@ -130,10 +131,7 @@ def _rand_augment(spec: AugmentSpec) -> Callable[[Image.Image], Image.Image] | N
         fill=list(MEAN_COLOUR),
     )
     if spec.rand_augment == "lesion-safe":
-        operation._AUGMENTATION_SPACE = {
-            name: space
-            for name, space in operation._AUGMENTATION_SPACE.items()
-            if name not in _LESIONS_SUFFER
-        }
+        space = type(operation)._AUGMENTATION_SPACE
+        operation._AUGMENTATION_SPACE = {name: space[name] for name in space if name not in _LESIONS_SUFFER}
     apply: Callable[[Image.Image], Image.Image] = operation
     return apply

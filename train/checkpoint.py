@@ -20,11 +20,12 @@ from shardtool.errors import ResumeRefused, UsageError
 from shardtool.files import atomic
 from shardtool.taxonomy import Taxonomy
 from train.model import HierarchicalModel
-from train.recipe import CheckpointFolder, ModelSpec, differences
+from train.recipe import CheckpointFolder, differences, parse_recipe
 
 FORMAT = 1
 LAST = "last.pt"
 BEST_SUFFIX = "-best.pt"
+FREE_SETTINGS = ("name", "optimizer.micro_batch")  # they do not decide what is learned
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Checkpoint:
     tail_f1: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)  # best score so far of each folder
     optimizer: dict[str, dict[str, torch.Tensor]] | None = None
+    scaler: dict[str, Any] = field(default_factory=dict)  # of float16, {} elsewhere
     finished: bool = False
 
     def save(self, path: Path) -> None:
@@ -65,7 +67,10 @@ class Checkpoint:
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic(path) as file:
-            torch.save(value, file)
+            try:
+                torch.save(value, file)
+            except RuntimeError as error:  # torch wraps a full disk
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
@@ -78,22 +83,33 @@ class Checkpoint:
             raise UsageError("not a checkpoint, or a damaged one", where=path) from None
         if not isinstance(value, dict) or value.pop("format", None) != FORMAT:
             raise UsageError("not a checkpoint of this program", where=path)
-        del value["tool"]
-        value["taxonomy"] = Taxonomy.from_json(value["taxonomy"])
-        value["train_counts"] = value["train_counts"].numpy()
-        value["position"] = Position(**value["position"])
-        return cls(**value)
+        try:
+            del value["tool"]
+            value["taxonomy"] = Taxonomy.from_json(value["taxonomy"])
+            value["train_counts"] = value["train_counts"].numpy()
+            value["position"] = Position(**value["position"])
+            return cls(**value)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UsageError(f"not a checkpoint of this program: {error!r}", where=path) from None
 
     def build_model(self) -> HierarchicalModel:
-        """The network with these weights, in evaluation mode, on the CPU."""
-        spec = ModelSpec.model_validate(self.recipe["model"])
-        model = HierarchicalModel(spec, self.taxonomy, pretrained=False)
-        model.load_state_dict(self.model)
+        """The network with these weights, in evaluation mode, on the CPU.
+
+        Raises UsageError if the weights are not those of the recipe's network.
+        """
+        recipe = parse_recipe(self.recipe, "checkpoint")
+        model = HierarchicalModel(recipe.model, self.taxonomy, pretrained=False)
+        try:
+            model.load_state_dict(self.model)
+        except RuntimeError as error:
+            raise UsageError(f"the checkpoint's weights do not fit: {str(error).splitlines()[-1]}") from None
         return model.eval()
 
     def check_resumable(self, recipe: dict[str, Any], taxonomy: Taxonomy, dataset: str) -> None:
         """Raises ResumeRefused, with what differs, if a run would go on with something else."""
-        changed = differences(self.recipe, recipe)
+        changed = [
+            line for line in differences(self.recipe, recipe) if line.split(" ", 1)[0] not in FREE_SETTINGS
+        ]
         if self.taxonomy.digest != taxonomy.digest:
             changed.append(f"classes: {self.taxonomy.difference(taxonomy) or 'another order'}")
         elif self.dataset != dataset:
@@ -118,7 +134,7 @@ def stage_files(folder: CheckpointFolder, epoch: int, val_loss: float, last: boo
 def save_best(folder: Path, epoch: int, checkpoint: Checkpoint) -> None:
     """Write the best checkpoint of a folder, then remove the one that was best before."""
     path = folder / f"epoch={epoch:02d}{BEST_SUFFIX}"
-    before = set(folder.glob(f"*{BEST_SUFFIX}"))
+    before = set(folder.glob(f"epoch=*{BEST_SUFFIX}"))
     checkpoint.save(path)
     for old in before - {path}:
         old.unlink()
@@ -128,5 +144,5 @@ def find_checkpoint(path: Path) -> Path:
     """A checkpoint file, or of a run folder the best end-to-end one, else last.pt."""
     if not path.is_dir():
         return path
-    best = sorted((path / "hierarchical_full").glob(f"*{BEST_SUFFIX}"))
+    best = sorted((path / "hierarchical_full").glob(f"epoch=*{BEST_SUFFIX}"))
     return best[-1] if best else path / LAST

@@ -5,7 +5,7 @@ Heavy modules are imported inside the commands, so that --help is instant.
 
 from __future__ import annotations
 
-import os
+import posixpath
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +46,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that decode and augment.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 CheckpointPath = Annotated[Path, typer.Argument(help="A .pt file, or a run folder for its best.")]
-CPUS = os.cpu_count() or 1
+CPUS = terminal.cpus()
 
 
 @app.callback()
@@ -167,7 +167,7 @@ def _train(spec: Recipe, shards: str, val: str, out: Path, workers: int, device:
     from train.loop import train as run_training
 
     split = open_split(shards)
-    val_split = open_split(val or f"{shards.rstrip('/').rpartition('/')[0] or '.'}/val")
+    val_split = open_split(val or posixpath.join(posixpath.dirname(shards.rstrip("/")), "val"))
     if note := import_torchvision():
         terminal.say(f"[dim]{note}[/]")
     run = Run(spec, split, val_split, out, choose_device(device), workers)
@@ -199,7 +199,7 @@ def _evaluate(found: Checkpoint, split: Split, workers: int, device: str, quiet:
         evaluated = ask(
             found.build_model().to(where),
             loader,
-            recipe.optimizer.batch,
+            recipe.optimizer.micro_batch or recipe.optimizer.batch,
             where,
             autocast(where, choose_precision(where, recipe.optimizer)),
             recipe.loss,
@@ -225,7 +225,9 @@ def _show_scores(scores: Scores) -> None:
         )
     terminal.console.print(table)
     for name, definition in METRICS.items():
-        terminal.say(f"[dim]{name}: {definition.text}[/]")
+        classes = scores.metrics[name].classes
+        counted = f" ({classes} classes)" if classes is not None else ""
+        terminal.say(f"[dim]{name}: {definition.text}{counted}[/]")
     terminal.say(f"{scores.photos:,} photos")
 
 
@@ -248,10 +250,10 @@ def _show_answer(item: Prediction | NotAPhoto) -> None:
         terminal.say(f"[red]{terminal.clean(item.photo)}[/]: {terminal.clean(item.reason)}")
         return
     parts = [
-        ", ".join(f"{terminal.clean(guess.name)} {guess.probability:.0%}" for guess in guesses)
+        ", ".join(f"{terminal.plain(guess.name)} {guess.probability:.0%}" for guess in guesses)
         for guesses in (item.species, item.diseases)
     ]
-    sys.stdout.write(f"{item.photo}: {parts[0]} | {parts[1]}\n")
+    sys.stdout.write(f"{terminal.plain(item.photo)}: {parts[0]} | {parts[1]}\n")
 
 
 def main() -> None:

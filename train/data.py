@@ -10,6 +10,7 @@ import math
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 import cv2
@@ -19,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from shardtool.errors import TrainingError
+from shardtool.errors import TrainingError, UserError
 from shardtool.index import Split
 from train.augment import DECODE_MARGIN, EvalTransform, Pixels, TrainTransform
 from train.order import EpochOrder
@@ -79,28 +80,44 @@ def decode(data: bytes, side: int) -> Pixels:
 
 def prepare(images: torch.Tensor, device: torch.device) -> torch.Tensor:
     """uint8 [B, H, W, 3] -> normalised float32 [B, 3, H, W] (channels_last) on the device."""
-    mean = torch.tensor(MEAN, device=device).mul_(255).view(1, 3, 1, 1)
-    std = torch.tensor(STD, device=device).mul_(255).view(1, 3, 1, 1)
+    mean, std = _mean_and_std(device)
     return images.to(device, non_blocking=True).permute(0, 3, 1, 2).float().sub_(mean).div_(std)
 
 
-class PhotoDataset(Dataset[Batch]):
+@cache
+def _mean_and_std(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """In grey levels, [1, 3, 1, 1]; kept on the device, since a copy for each batch would wait for it."""
+    mean, std = (torch.tensor(values, device=device).mul(255) for values in (MEAN, STD))
+    return mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
+
+
+def decode_side(size: int) -> int:
+    """Pixels a side that the decoder is asked for where the network sees `size`."""
+    return math.ceil(size * DECODE_MARGIN)
+
+
+class PhotoDataset(Dataset["Batch | Exception"]):
     """Map-style over `Draw`s: DataLoader's fetcher calls `__getitems__` with what the sampler yields."""
 
     def __init__(self, split: Split, transform: TrainTransform | EvalTransform) -> None:
         self.split, self.transform = split, transform
         self.disease = split.disease
-        self.side = math.ceil(transform.size * DECODE_MARGIN)
+        self.side = decode_side(transform.size)
 
-    def __getitems__(self, draw: Draw) -> Batch:
+    def __getitems__(self, draw: Draw) -> Batch | Exception:
+        try:
+            return self._batch(draw)
+        except (UserError, OSError) as error:
+            return error  # raised here, DataLoader would turn it into a traceback as text
+
+    def _batch(self, draw: Draw) -> Batch:
         photos = self.split.read(draw.samples)
         size = self.transform.size
         images = np.empty((len(photos), size, size, 3), dtype=np.uint8)
         for place, (photo, sample, copy) in enumerate(
             zip(photos, draw.samples.tolist(), draw.copies.tolist(), strict=True)
         ):
-            pixels = decode(photo, self.side)
-            images[place] = self.transform(pixels, draw.epoch, sample, copy)
+            images[place] = self.transform(decode(photo, self.side), draw.epoch, sample, copy)
         return Batch(
             torch.from_numpy(images),
             torch.from_numpy(self.split.species[draw.samples].astype(np.int64)),
@@ -122,7 +139,7 @@ class Loader:
     ) -> None:
         self.split = split
         self._draws = _Draws()
-        self._loader: DataLoader[Batch] = DataLoader(
+        self._loader: DataLoader[Batch | Exception] = DataLoader(
             PhotoDataset(split, transform),
             # DataLoader hands what the sampler yields to __getitems__ as it is: a Draw, no list
             batch_sampler=cast(Any, self._draws),
@@ -135,16 +152,27 @@ class Loader:
         )
 
     def epoch(self, order: EpochOrder, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Batches `start`, start + 1, … of an epoch. Raises TrainingError if a worker dies."""
+        """Batches `start`, start + 1, … of an epoch.
+
+        Raises CorruptSample, DatasetError or OSError for what a worker met, TrainingError if one dies.
+        """
         self._draws.set(order, epoch, start)
-        try:
-            yield from self._loader
-        except (ConnectionError, EOFError) as error:  # it died with a batch half handed over
-            raise _dead_worker(error) from error
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise _dead_worker(error) from error
+        batches = iter(self._loader)
+        while (batch := _next(batches)) is not None:
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+
+
+def _next(batches: Iterator[Batch | Exception]) -> Batch | Exception | None:
+    try:
+        return next(batches, None)
+    except (ConnectionError, EOFError) as error:  # it died with a batch half handed over
+        raise _dead_worker(error) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise _dead_worker(error) from error
 
 
 def _dead_worker(error: Exception) -> TrainingError:
@@ -177,7 +205,7 @@ def in_order(count: int, batch: int) -> EpochOrder:
     return EpochOrder(np.arange(count), np.zeros(count, dtype=np.int64), batch)
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Batch | Exception) -> Batch | Exception:
     return batch
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,8 +45,11 @@ class Logbook:
     def event(self, kind: str, **values: Any) -> None:
         """Append one event; `time` is seconds since 1970."""
         line = {"event": kind, "time": round(time.time(), 3), **values}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:  # a full disk: the log has a gap, training goes on
+            say(f"[bold red]not logged:[/] {clean(error)}")
 
     def say(self, text: str) -> None:
         """A line that stays on the screen."""
@@ -61,3 +65,12 @@ class Logbook:
             self._live.update(Text("\n".join(lines), style="cyan"))
         else:
             say(clean("  ".join(lines)))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null says that there is no number."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

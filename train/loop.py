@@ -2,19 +2,22 @@
 
 Everything random in a step is drawn from generators keyed by (seed, epoch, step), and the position is
 that of what was trained, never of what was prefetched: so a run that was stopped at any step goes on as
-if it had not been.
+if it had not been, on a CPU bit for bit.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from shardtool.errors import Status, UserError
+from shardtool.errors import NoSpace, Status, UsageError, UserError
 from shardtool.files import exclusive, remove_temporaries
 from shardtool.index import Split
 from shardtool.terminal import clean
@@ -24,6 +27,7 @@ from train.data import Batch, Loader
 from train.device import autocast, choose_precision, device_name
 from train.evaluate import Evaluated, evaluate
 from train.logbook import Logbook
+from train.losses import level_weight
 from train.meter import Meter
 from train.metrics import Scores, score
 from train.model import HierarchicalModel
@@ -34,7 +38,7 @@ from train.step import Step
 from train.stopping import StopRequest, stop_signals
 
 SAVE_SECONDS = 600.0
-STEP_STREAM = 1  # steps draw from another counter than the order of the epoch
+STEP_STREAM = 1  # the order of an epoch draws from stream 0 of the same key, augmentation from 2
 BEST_BY: dict[CheckpointFolder, str] = {
     "species_only": "species_top1",
     "disease_heads": "disease_top1",
@@ -59,6 +63,13 @@ class Run:
     device: torch.device
     workers: int
 
+    @property
+    def data(self) -> str:
+        """Digest of what is trained and validated on."""
+        if self.train.digest == self.val.digest:
+            return self.train.digest
+        return f"{self.train.digest} {self.val.digest}"
+
 
 def train(run: Run) -> Scores:
     """Run the stages from where the folder's last.pt stands, to the end.
@@ -66,9 +77,24 @@ def train(run: Run) -> Scores:
     Raises Stopped (75) after a signal, ResumeRefused (8) if the folder holds another run,
     DestinationBusy (5) if another process trains into it, TrainingError for non-finite losses.
     """
+    _check_splits(run)
     with exclusive(run.out, "train-hier"), Logbook(run.out) as log, stop_signals() as asked:
-        remove_temporaries(run.out)
+        for folder in (run.out, *(run.out / name for name in BEST_BY)):
+            remove_temporaries(folder)
         return Trainer(run, log, asked).run_stages()
+
+
+def _check_splits(run: Run) -> None:
+    """Raises UsageError for splits that cannot be trained and validated on together."""
+    if not len(run.train):
+        raise UsageError("there are no photos to train on", where=run.train.folder)
+    if run.val.taxonomy.digest != run.train.taxonomy.digest:
+        raise UsageError(
+            "train and val have other classes: "
+            + (run.train.taxonomy.difference(run.val.taxonomy) or "another order"),
+            where=run.val.folder,
+            cure="pack both splits in one dataset",
+        )
 
 
 class Trainer:
@@ -107,7 +133,7 @@ class Trainer:
         self.log.event(
             "run",
             recipe=self.recipe.as_dict(),
-            data=self.run.train.digest,
+            data=self.run.data,
             device=device_name(self.device),
             precision=_dtype_name(self.dtype),
             position=vars(self.position),
@@ -115,8 +141,9 @@ class Trainer:
         for number in range(self.position.stage, len(self.recipe.stages)):
             self._stage(number)
             self.position = Position(number + 1)
-        self.finished = True
-        self.save_last(self.recipe.stages[-1])
+        if not self.finished:
+            self.finished = True
+            self.save_last(self.recipe.stages[-1])
         final = self._scores(self.validate(), intervals=True)
         self.log.event("finished", metrics=final.values())
         return final
@@ -128,8 +155,10 @@ class Trainer:
         self.step = Step(self.model, self.recipe, stage, self.device)
         if self.resumed and self.resumed.optimizer is not None:
             load_optimizer_state(self.step.optimizer, self.resumed.optimizer)
+            if self.resumed.scaler:
+                self.step.scaler.load_state_dict(self.resumed.scaler)
         self.resumed = None  # a later stage starts with a fresh optimizer
-        order = self._order(stage, 0)
+        order = self._order(number, 0)
         learning = sum(parameter.numel() for parameter in self.step.learning)
         self.log.say(
             f"[bold]stage {number + 1} of {len(self.recipe.stages)}: {clean(stage.name)}[/], "
@@ -141,8 +170,8 @@ class Trainer:
             self._epoch(number, stage, epoch)
 
     def _epoch(self, number: int, stage: StageSpec, epoch: int) -> None:
-        order = self._order(stage, epoch)
-        start, meter = self.position.step, Meter(order)
+        order = self._order(number, epoch)
+        start, meter = self.position.step, Meter(order, self.position.step)
         batches = self.loader.epoch(order, self._epoch_number(number, epoch), start)
         for batch in meter.timed(batches):
             losses = self.train_step(stage, batch, epoch, order.steps)
@@ -158,7 +187,7 @@ class Trainer:
         """One step, with the rate, the mixing and the random numbers of its place in the run."""
         number = self._epoch_number(self.position.stage, epoch)
         generator = np.random.Generator(
-            np.random.Philox(key=[self.recipe.seed, number], counter=[0, 0, STEP_STREAM, batch.step])
+            np.random.Philox(key=[self.recipe.seed, number], counter=[0, STEP_STREAM, 0, batch.step])
         )
         lr = learning_rate(stage, epoch * steps_an_epoch + batch.step, steps_an_epoch)
         mixing = stage.mixing and epoch < stage.epochs - stage.mixing_off_epochs
@@ -171,7 +200,7 @@ class Trainer:
         evaluated = evaluate(
             self.model,
             self.val_loader,
-            self.recipe.optimizer.batch,
+            self.recipe.optimizer.micro_batch or self.recipe.optimizer.batch,
             self.device,
             cast,
             self.recipe.loss,
@@ -187,7 +216,7 @@ class Trainer:
     ) -> None:
         scores = self._scores(evaluated)
         self.metrics, self.tail_f1 = scores.values(), scores.tail_f1(self.taxonomy)
-        val_loss = sum(evaluated.losses[level] for level in stage.losses)
+        val_loss = self._val_loss(stage, evaluated)
         counted = 1 + epoch + self._epochs_before(number, stage.folder)
         self.log.event(
             "epoch",
@@ -201,34 +230,59 @@ class Trainer:
         self.log.say(
             f"  epoch {counted:02d}  {meter.rates()}  {meter.losses()}  val loss {val_loss:.3f}  {shown}"
         )
+        with self._surviving_a_full_disk():
+            self._save_epoch(number, stage, epoch, counted, val_loss)
+
+    def _save_epoch(self, number: int, stage: StageSpec, epoch: int, counted: int, val_loss: float) -> None:
+        """The best checkpoint so far, those of the end of a stage, and last.pt."""
         folder = self.run.out / stage.folder
         value = self.metrics[BEST_BY[stage.folder]]
         if value is not None and value > self.best.get(stage.folder, -1.0):
-            self.best[stage.folder] = value
             save_best(folder, counted, self._checkpoint(stage))
+            self.best[stage.folder] = value
         if epoch + 1 == stage.epochs:
             for name in stage_files(stage.folder, counted, val_loss, self._is_last(number)):
                 self._checkpoint(stage).save(folder / name)
         self.save_last(stage)
 
+    @contextlib.contextmanager
+    def _surviving_a_full_disk(self) -> Iterator[None]:
+        """The checkpoints that are there stay, and the next save tries again."""
+        try:
+            yield
+        except NoSpace as error:
+            self.log.event("not saved", error=str(error))
+            self.log.say(f"[bold red]not saved[/], training goes on: {clean(error)}")
+            self.saved_at = time.monotonic()
+
+    def _val_loss(self, stage: StageSpec, evaluated: Evaluated) -> float:
+        """What the stage descends, on validation photos and without smoothing; NaN without photos."""
+        return sum(
+            level_weight(level, stage.losses, self.recipe.loss) * evaluated.losses.get(level, math.nan)
+            for level in stage.losses
+        )
+
     def save_last(self, stage: StageSpec) -> None:
         """Write last.pt, from which the same command goes on."""
         optimizer = optimizer_state(self.step.optimizer) if self._in_stage() else None
-        replace(self._checkpoint(stage), optimizer=optimizer).save(self.run.out / LAST)
+        scaler = self.step.scaler.state_dict() if self._in_stage() else {}
+        replace(self._checkpoint(stage), optimizer=optimizer, scaler=scaler).save(self.run.out / LAST)
         self.saved_at = time.monotonic()
 
     def _pause_point(self, stage: StageSpec) -> None:
         """Between two steps: save if it is time to, stop if somebody asked."""
         if not self.asked.signal and time.monotonic() - self.saved_at < SAVE_SECONDS:
             return
-        self.save_last(stage)
         if self.asked.signal:
+            self.save_last(stage)
             self.log.event("stopped", signal=self.asked.signal, position=vars(self.position))
             raise Stopped(
                 f"stopped by {self.asked.signal}, everything is saved",
                 where=self.run.out,
                 cure="run the same command again to go on",
             )
+        with self._surviving_a_full_disk():
+            self.save_last(stage)
 
     def _checkpoint(self, stage: StageSpec) -> Checkpoint:
         return Checkpoint(
@@ -236,7 +290,7 @@ class Trainer:
             recipe=self.recipe.as_dict(),
             taxonomy=self.taxonomy,
             train_counts=self.train_counts,
-            dataset=self.run.train.digest,
+            dataset=self.run.data,
             position=self.position,
             stage=stage.name,
             metrics=self.metrics,
@@ -253,12 +307,14 @@ class Trainer:
             self.model = HierarchicalModel(self.recipe.model, self.taxonomy).to(self.device)
             return None
         last = Checkpoint.load(path)
-        last.check_resumable(self.recipe.as_dict(), self.taxonomy, self.run.train.digest)
+        last.check_resumable(self.recipe.as_dict(), self.taxonomy, self.run.data)
         self.model = last.build_model().to(self.device)
         self.position, self.finished = last.position, last.finished
         self.metrics, self.tail_f1, self.best = last.metrics, last.tail_f1, dict(last.best)
         if self.finished:
-            self.log.say(f"this run is finished; for another one, give another --out than {self.run.out}")
+            self.log.say(
+                f"this run is finished; for another one, give another --out than {clean(self.run.out)}"
+            )
         else:
             self.log.say(
                 f"going on from {LAST}: stage {last.position.stage + 1}, "
@@ -271,13 +327,14 @@ class Trainer:
     def _scores(self, evaluated: Evaluated, intervals: bool = False) -> Scores:
         return score(evaluated.predictions, self.taxonomy, self.train_counts, intervals)
 
-    def _order(self, stage: StageSpec, epoch: int) -> EpochOrder:
+    def _order(self, number: int, epoch: int) -> EpochOrder:
+        stage = self.recipe.stages[number]
         tiers = [(tier.below, tier.repeat) for tier in self.recipe.tiers(stage)]
         return epoch_order(
             repeats(self.run.train.row, tiers),
             self.blocks,
             self.recipe.seed,
-            self._epoch_number(self.recipe.stages.index(stage), epoch),
+            self._epoch_number(number, epoch),
             self.recipe.optimizer.batch,
         )
 
@@ -292,7 +349,7 @@ class Trainer:
     def _is_last(self, stage: int) -> bool:
         """Is this the last stage of its folder?"""
         folder = self.recipe.stages[stage].folder
-        return all(spec.folder != folder for spec in self.recipe.stages[stage + 1 :])
+        return all(spec.folder != folder or not spec.epochs for spec in self.recipe.stages[stage + 1 :])
 
     def _in_stage(self) -> bool:
         position = self.position

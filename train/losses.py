@@ -35,10 +35,13 @@ def hierarchical_loss(
     for level in levels:
         loss = _species_loss if level == "species" else _disease_loss
         parts[level] = loss(logits, targets, segments, spec).mean()
-        # alone, a level has weight 1: the 0.7 balances two levels, it is no learning rate
-        weight = spec.disease_weight if level == "disease" and len(levels) > 1 else 1.0
-        total = total + weight * parts[level]
+        total = total + level_weight(level, levels, spec) * parts[level]
     return Losses(total, parts)
+
+
+def level_weight(level: Level, levels: Sequence[Level], spec: LossSpec) -> float:
+    """Weight of a level beside the others: alone it is 1, the 0.7 balances two and is no rate."""
+    return spec.disease_weight if level == "disease" and len(levels) > 1 else 1.0
 
 
 def class_loss(
@@ -61,7 +64,9 @@ def _terms(log_p: torch.Tensor, spec: LossSpec) -> torch.Tensor:
     """What each class would cost if it were the target."""
     if spec.kind == "cross entropy":
         return -log_p
-    return -spec.alpha * (-torch.expm1(log_p)).pow(spec.gamma) * log_p
+    # at p = 1 the slope of pow is infinite for gamma < 1, and infinity times log p = 0 is no number
+    wrong = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny)
+    return -spec.alpha * wrong.pow(spec.gamma) * log_p
 
 
 def _species_loss(logits: Logits, targets: Targets, segments: Segments, spec: LossSpec) -> torch.Tensor:

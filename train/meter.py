@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -16,8 +17,8 @@ RECENT_STEPS = 50
 class Meter:
     """Rates and mean losses of an epoch; where the time went."""
 
-    def __init__(self, order: EpochOrder) -> None:
-        self.order = order
+    def __init__(self, order: EpochOrder, first_step: int = 0) -> None:
+        self.order, self.first_step = order, first_step
         self.photos, self.waited, self.start = 0, 0.0, time.monotonic()
         self.recent: deque[dict[str, float]] = deque(maxlen=RECENT_STEPS)
         self.sums: dict[str, float] = {}
@@ -40,6 +41,7 @@ class Meter:
 
     def summary(self) -> dict[str, Any]:
         return {
+            "first_step": self.first_step,  # more than 0 where a run went on inside the epoch
             "photos": self.photos,
             "seconds": round(self._seconds, 3),
             "photos_a_second": round(self.photos / self._seconds, 1),
@@ -53,8 +55,10 @@ class Meter:
 
     def losses(self) -> str:
         """Means over the latest steps, for people."""
-        names = self.recent[-1] if self.recent else ()
-        means = {name: sum(losses[name] for losses in self.recent) / len(self.recent) for name in names}
+        names = dict.fromkeys(name for losses in self.recent for name in losses)
+        means = {
+            name: statistics.fmean(losses[name] for losses in self.recent if name in losses) for name in names
+        }
         return "loss: " + "  ".join(f"{name} {value:.3f}" for name, value in means.items())
 
     def seconds_for(self, photos: int) -> float:

@@ -6,7 +6,7 @@ Pure: numpy arrays in, numbers out. "Tail" classes have at most 80 training phot
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -62,12 +62,16 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Score:
-    """A metric's value with its 95 % bootstrap interval; all None when no photo could show it."""
+    """A metric's value with its 95 % bootstrap interval; all None when no photo could show it.
+
+    `classes` is how many classes a mean over classes counts, None for shares of photos.
+    """
 
     value: float | None
     low: float | None
     high: float | None
     verdict: Verdict
+    classes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,11 @@ def score(
     metrics = {
         name: _score(measures[name], len(predictions), METRICS[name].target, intervals) for name in METRICS
     }
-    return Scores(metrics, f1(truth, answer, taxonomy.rows), tail, len(predictions))
+    class_f1 = f1(truth, answer, taxonomy.rows)
+    known = ~np.isnan(class_f1)
+    counted = {"tail_macro_f1": int((known & tail).sum()), "macro_f1": int(known.sum())}
+    metrics = {name: replace(result, classes=counted.get(name)) for name, result in metrics.items()}
+    return Scores(metrics, class_f1, tail, len(predictions))
 
 
 def f1(truth: NDArray[np.int64], answer: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
@@ -174,6 +182,7 @@ def scores_json(scores: Scores, taxonomy: Taxonomy) -> dict[str, Any]:
         "metrics": scores.values(),
         "intervals": {name: [s.low, s.high] for name, s in scores.metrics.items()},
         "verdicts": {name: s.verdict for name, s in scores.metrics.items()},
+        "classes_counted": {name: s.classes for name, s in scores.metrics.items() if s.classes is not None},
         "definitions": {name: definition.text for name, definition in METRICS.items()},
         "targets": {name: d.target for name, d in METRICS.items() if d.target},
         "class_f1": {

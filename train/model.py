@@ -77,6 +77,8 @@ def _backbone(spec: ModelSpec, pretrained: bool) -> Any:
     import_torchvision()
     import timm
 
+    if not timm.is_model(spec.backbone):
+        raise UsageError(f"timm knows no model {spec.backbone}", cure="see timm.list_models('swin*')")
     arguments = {
         "num_classes": 0,
         "img_size": spec.image_size,
@@ -105,17 +107,23 @@ def _cure(error: Exception, spec: ModelSpec) -> UsageError:
 
 
 def _load_weights(backbone: nn.Module, path: Path) -> None:
-    """Load a timm state dict; its classifier is left aside. Raises UsageError naming what is missing."""
+    """Load a state dict of timm's or of the Swin authors; its classifier is left aside.
+
+    Raises UsageError naming what does not fit.
+    """
     if not path.is_file():
         raise UsageError("no such weights file", where=path, cure="mend model.weights")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    from timm.models.swin_transformer import SwinTransformer, checkpoint_filter_fn
 
-        state = load_file(path)
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("model", state)
-    missing, unexpected = backbone.load_state_dict(state, strict=False)
+    try:
+        state = _read_weights(path)
+        # timm's own filter drops stored buffers, renames, and resizes position tables
+        if isinstance(backbone, SwinTransformer):
+            state = checkpoint_filter_fn(state, backbone)
+        missing, unexpected = backbone.load_state_dict(state, strict=False)
+    except Exception as error:  # safetensors, pickle and torch raise their own
+        first = (str(error).splitlines() or [type(error).__name__])[-1].strip()
+        raise UsageError(f"weights cannot be loaded: {first[:200]}", where=path) from error
     foreign = [name for name in unexpected if not name.startswith("head.")]
     if missing or foreign:
         raise UsageError(
@@ -124,3 +132,13 @@ def _load_weights(backbone: nn.Module, path: Path) -> None:
             where=path,
             cure="use the weights of this timm model",
         )
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    weights: dict[str, torch.Tensor] = state.get("model", state)
+    return weights

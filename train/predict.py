@@ -14,8 +14,8 @@ import torch
 from shardtool.photo import Refused, encode
 from shardtool.scan import read_source
 from shardtool.taxonomy import Taxonomy
-from train.augment import DECODE_MARGIN, EvalTransform
-from train.data import decode, prepare
+from train.augment import EvalTransform
+from train.data import decode, decode_side, prepare
 from train.model import HierarchicalModel
 
 
@@ -60,7 +60,7 @@ def predict(
         except Refused as error:
             yield NotAPhoto(str(path), str(error))
             continue
-        pixels = transform(decode(data, round(image_size * DECODE_MARGIN)), 0, 0, 0)
+        pixels = transform(decode(data, decode_side(image_size)), 0, 0, 0)
         yield _ask(model, taxonomy, str(path), torch.from_numpy(pixels)[None], top, device)
 
 

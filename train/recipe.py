@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from shardtool.errors import UsageError
 
@@ -26,19 +26,40 @@ Level = Literal["species", "disease"]
 CheckpointFolder = Literal["species_only", "disease_heads", "hierarchical_full"]
 
 
+NOT_SHAPE = {
+    *("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"),
+    *("num_classes", "img_size", "drop_path_rate"),
+}
+LEARNS_FROM: dict[Trains, set[Level]] = {
+    "species head": {"species"},
+    "species": {"species"},
+    "disease heads": {"disease"},
+    "all": {"species", "disease"},
+}
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class _Spec(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelSpec(_Spec):
     """The backbone: a timm model by name, or its shape through `arguments` of its constructor."""
 
-    backbone: str
+    backbone: str = Field(pattern=r"^[a-z0-9_.]+$")  # a name of timm's: no address, no path
     pretrained: bool = True
     weights: str = ""  # a local .safetensors/.pt file in place of timm's hub
     image_size: int = Field(ge=16)
     drop_path: float = Field(0.1, ge=0, lt=1)
     arguments: dict[str, Any] = {}
+
+    @field_validator("arguments")
+    @classmethod
+    def _shape_only(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        # a checkpoint brings its recipe along: it must not make timm open files or addresses
+        for name in sorted(set(arguments) & NOT_SHAPE):
+            raise ValueError(f"{name} is no part of the network's shape")
+        return arguments
 
 
 class AugmentSpec(_Spec):
@@ -74,7 +95,7 @@ class OptimizerSpec(_Spec):
     batch: int = Field(256, ge=1)
     micro_batch: int = Field(0, ge=0)  # photos at a time on the device, 0 = the whole batch
     weight_decay: float = Field(0.05, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     clip: float = Field(1.0, gt=0)
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
 
@@ -102,12 +123,18 @@ class StageSpec(_Spec):
     mixing_off_epochs: int = Field(0, ge=0)  # unmixed epochs at the end of the stage
     losses: tuple[Level, ...] = Field(min_length=1)
 
+    @model_validator(mode="after")
+    def _losses_reach_what_trains(self) -> StageSpec:
+        if not set(self.losses) <= LEARNS_FROM[self.trains]:
+            raise ValueError(f"{self.trains} cannot learn from the loss of {', '.join(self.losses)}")
+        return self
+
 
 class Recipe(_Spec):
     """Everything that shapes the trained weights."""
 
     name: str
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=1 << 63)
     model: ModelSpec
     augment: AugmentSpec = AugmentSpec()
     mix: MixSpec = MixSpec()
@@ -183,10 +210,10 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 
 def _recipe_text(name: str) -> str:
     if name in recipe_names():
-        return (resources.files("train") / "recipes" / f"{name}.toml").read_text()
+        return (resources.files("train") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
     path = Path(name)
     if path.suffix == ".toml" and path.is_file():
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     raise UsageError("no such recipe", where=name, cure=f"use {', '.join(recipe_names())} or a .toml file")
 
 
@@ -198,11 +225,12 @@ def _override(value: dict[str, Any], override: str) -> None:
     *parents, last = path.strip().split(".")
     target: Any = value
     for part in parents:
-        target = (
-            target[_index(target, part, override)]
-            if isinstance(target, list)
-            else (target.setdefault(part, {}))
-        )
+        if isinstance(target, list):
+            target = target[_index(target, part, override)]
+        else:
+            target = target.setdefault(part, {})
+        if not isinstance(target, dict | list):
+            raise UsageError(f"--set {override}: {part} has no parts")
     target[_index(target, last, override) if isinstance(target, list) else last] = _toml_value(text)
 
 

@@ -28,7 +28,7 @@ class Step:
         self.optimizer = make_optimizer(model, stage, recipe.optimizer)
         self.learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.dtype = choose_precision(device, recipe.optimizer)
-        self.scaler = torch.amp.GradScaler(enabled=self.dtype == torch.float16)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.never_mix = recipe.mix.model_copy(update={"probability": 0.0})
 
     def __call__(
@@ -48,7 +48,7 @@ class Step:
         spec = self.recipe.mix if mixing else self.never_mix
         images = prepare(batch.images, self.device)
         images, targets = mix(images, batch.species, batch.disease, spec, generator)
-        sums: dict[str, float] = {}
+        sums: dict[str, torch.Tensor] = {}
         for start in range(0, len(batch), self.recipe.optimizer.micro_batch or len(batch)):
             part = slice(start, start + (self.recipe.optimizer.micro_batch or len(batch)))
             with autocast(self.device, self.dtype):
@@ -59,9 +59,11 @@ class Step:
             share = len(images[part]) / len(batch)
             self.scaler.scale(losses.total * share).backward()
             for level, value in losses.parts.items():
-                sums[level] = sums.get(level, 0.0) + float(value.detach()) * share
-        norm = self._update(sums, batch)
-        return {**sums, "gradient norm": norm}
+                sums[level] = sums.get(level, 0.0) + value.detach() * share
+        means = {level: float(value) for level, value in sums.items()}  # the one wait for the device
+        norm = self._update(means, batch)
+        # a step that the float16 scaler skips has no norm
+        return {**means, "gradient norm": norm} if math.isfinite(norm) else means
 
     def _update(self, losses: dict[str, float], batch: Batch) -> float:
         """Clip and step; returns the gradient's norm."""
@@ -72,7 +74,7 @@ class Step:
         if not finite or not all(map(math.isfinite, losses.values())):
             raise TrainingError(
                 f"loss or gradient is not finite in step {batch.step}",
-                cure="last.pt is from before; lower the stage's lr or use precision fp32",
+                cure="start anew with another --out, and a lower lr or --set optimizer.precision=fp32",
             )
         self.scaler.step(self.optimizer)
         self.scaler.update()

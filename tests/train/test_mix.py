@@ -62,6 +62,17 @@ def test_the_box_stays_inside_and_has_the_asked_area_before_clipping() -> None:
         assert (bottom - top) * (right - left) <= (1 - lam) * 64 * 48 + 64 + 48
 
 
+def test_an_unclipped_box_has_the_asked_area() -> None:
+    class Centre:
+        def integers(self, limit: int) -> int:
+            return limit // 2
+
+    for lam in np.linspace(0, 1, 50):
+        top, bottom, left, right = cut_box(64, 48, float(lam), Centre())  # type: ignore[arg-type]
+        area = (bottom - top) * (right - left)
+        assert (1 - lam) * 64 * 48 - 2 * (64 + 48) <= area <= (1 - lam) * 64 * 48 + 64 + 48
+
+
 def test_a_part_of_the_targets_is_the_targets_of_a_part() -> None:
     _, targets = mixes(1)[0]
     part = targets[2:5]
