@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any, cast
 
 import albumentations as A
 import cv2
@@ -52,18 +53,20 @@ class TrainTransform:
             return np.asarray(self._rand_augment(Image.fromarray(pixels)))
 
     def _reseed(self, epoch: int, sample: int, copy: int) -> None:
-        # Philox is keyed: a state for each photo costs an assignment, no mixing of seeds
+        self._bits.state = cast(Any, self.state(epoch, sample, copy))
+        self._python.seed(int(self._numpy.integers(1 << 63)))
+
+    def state(self, epoch: int, sample: int, copy: int) -> dict[str, Any]:
+        """Philox is keyed: a state for each copy costs an assignment, no mixing of seeds."""
         words = np.array([0, AUGMENT_STREAM, copy, sample], dtype=np.uint64)
-        key = np.array([self.seed, epoch], dtype=np.uint64)
-        self._bits.state = {
+        return {
             "bit_generator": "Philox",
-            "state": {"counter": words, "key": key},
+            "state": {"counter": words, "key": np.array([self.seed, epoch], dtype=np.uint64)},
             "buffer": np.zeros(4, dtype=np.uint64),
             "buffer_pos": 4,
             "has_uint32": 0,
             "uinteger": 0,
         }
-        self._python.seed(int(self._numpy.integers(1 << 63)))
 
 
 class EvalTransform:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from train.augment import EvalTransform, TrainTransform, profile
+from train.loop import STEP_STREAM
 from train.recipe import AugmentSpec
 
 GREY = np.full((96, 96, 3), 128, dtype=np.uint8)
@@ -28,6 +29,20 @@ def test_every_copy_of_a_photo_has_its_own_repeatable_pixels(spec: AugmentSpec) 
         for key in ((2, 5, 0), (1, 6, 0), (1, 5, 1)):
             assert not np.array_equal(first, one(PHOTO, *key))
         assert not np.array_equal(first, TrainTransform(spec, 32, seed=4)(PHOTO, 1, 5, 0))
+
+
+def test_order_steps_and_augmentation_draw_from_streams_of_their_own() -> None:
+    transform = TrainTransform(SPECS[0], 32, seed=3)
+    first = []
+    for sample in range(4):
+        transform._bits.state = transform.state(1, sample, 1)
+        first.append(transform._numpy.random())
+    order = np.random.Generator(np.random.Philox(key=[3, 1]))
+    steps = [
+        np.random.Generator(np.random.Philox(key=[3, 1], counter=[0, STEP_STREAM, 0, n])) for n in range(4)
+    ]
+    draws = [*first, order.random(), *(generator.random() for generator in steps)]
+    assert len(set(draws)) == len(draws)
 
 
 def test_random_augment_leaves_torchs_global_generator_alone() -> None:

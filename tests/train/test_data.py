@@ -63,8 +63,10 @@ def test_evaluation_sees_every_photo_once_with_its_labels(val_split: Split) -> N
 def test_a_flipped_bit_stops_with_shard_and_key(split: Split) -> None:
     wrong = replace(split, crc32c=split.crc32c ^ np.uint32(1))
     for workers in (0, 1):
-        with pytest.raises(CorruptSample, match=r"shard-\d+\.tar, key [0-9a-f]{24}, offset"):
+        with pytest.raises(CorruptSample, match=r"shard-\d+\.tar, key [0-9a-f]{24}, offset") as found:
             list(loader_of(wrong, workers).epoch(order_of(split), 0))
+        assert "Traceback" not in str(found.value)
+        assert "shard-" in found.value.where
 
 
 def test_a_killed_worker_ends_the_epoch_with_its_name(split: Split) -> None:

@@ -31,7 +31,12 @@ def test_backbone_weights_come_from_a_local_file(
 ) -> None:
     source = HierarchicalModel(tiny.model, ragged).backbone.state_dict()
     path = tmp_path / f"weights.{ending}"
-    with_classifier = {**source, "head.fc.weight": torch.zeros(1)}
+    # a classifier, and a buffer that Swin's authors stored
+    with_classifier = {
+        **source,
+        "head.fc.weight": torch.zeros(1),
+        "layers.0.blocks.0.attn.relative_position_index": torch.zeros(16, 16),
+    }
     (save_file if ending == "safetensors" else torch.save)(with_classifier, path)
     spec = tiny.model.model_copy(update={"pretrained": True, "weights": str(path)})
     loaded = HierarchicalModel(spec, ragged).backbone.state_dict()
@@ -60,6 +65,19 @@ def test_an_unreachable_hub_is_told_with_the_three_ways_out(
         HierarchicalModel(spec, ragged)
 
 
-def test_a_backbone_that_timm_does_not_know_is_named(tiny: Recipe, ragged: Taxonomy) -> None:
-    with pytest.raises(UsageError, match="no_such_net"):
-        HierarchicalModel(tiny.model.model_copy(update={"backbone": "no_such_net"}), ragged)
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_a_backbone_that_timm_does_not_know_is_named(
+    tiny: Recipe, ragged: Taxonomy, pretrained: bool
+) -> None:
+    spec = tiny.model.model_copy(update={"backbone": "no_such_net", "pretrained": pretrained})
+    with pytest.raises(UsageError, match="timm knows no model no_such_net"):
+        HierarchicalModel(spec, ragged)
+
+
+def test_damaged_weights_are_a_clear_error(tiny: Recipe, ragged: Taxonomy, tmp_path: Path) -> None:
+    for ending in ("safetensors", "pt"):
+        path = tmp_path / f"broken.{ending}"
+        path.write_bytes(b"nothing of the kind")
+        spec = tiny.model.model_copy(update={"pretrained": True, "weights": str(path)})
+        with pytest.raises(UsageError, match="cannot be loaded"):
+            HierarchicalModel(spec, ragged)

@@ -30,6 +30,12 @@ def test_a_setting_is_overridden_by_its_path() -> None:
         ("optimizer.batch", "write --set"),
         ("loss.kind=hinge", "loss.kind"),
         ("stages.3.sampler=unknown", "unknown"),
+        ("seed.x=3", "seed has no parts"),
+        ("optimizer.betas=[1.5, 0.9]", "optimizer.betas"),
+        ("seed=18446744073709551616", "seed"),
+        ("stages.1.lr=inf", "stages.1.lr"),
+        ('stages.0.losses=["disease"]', "cannot learn from"),
+        ("model.backbone=hf-hub:someone/model", "model.backbone"),
     ],
 )
 def test_a_wrong_setting_is_named(override: str, names: str) -> None:

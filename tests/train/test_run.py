@@ -12,16 +12,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from shardtool.errors import ResumeRefused, Status, UsageError
+from shardtool.errors import NoSpace, ResumeRefused, Status, UsageError
 from shardtool.files import exclusive
 from shardtool.index import Split, open_split
+from shardtool.pack import pack
+from shardtool.specimens import SpecimenPlan, write_specimens
 from train.checkpoint import Checkpoint, find_checkpoint
+from train.data import Batch
 from train.loop import Run, Stopped, train
 from train.metrics import METRICS
 from train.recipe import Recipe, load_recipe
+from train.step import Step
 
 TINY = Path(__file__).parent / "tiny.toml"
 CPU = torch.device("cpu")
@@ -34,6 +39,13 @@ def cli(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return Checkpoint.load(folder / "last.pt").model
+
+
+def outcome(folder: Path) -> tuple[object, ...]:
+    """What a run leaves beside its weights: scores, best scores, the names of its checkpoints."""
+    last = Checkpoint.load(folder / "last.pt")
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.pt"))
+    return last.metrics, last.tail_f1, last.best, last.position, names
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -123,6 +135,7 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_same_weights(
         _kill_in_stage(stage, shards, out)
     run(load_recipe(str(TINY)), shards, out)
     assert same(weights(finished), weights(out))
+    assert outcome(finished) == outcome(out)
 
 
 def _kill_in_stage(stage: str, shards: Path, out: Path) -> None:
@@ -176,6 +189,53 @@ def test_a_signal_stops_after_the_step_and_the_run_goes_on(
     assert Checkpoint.load(out / "last.pt").position.step > 0
     run(recipe, shards, out)
     assert same(weights(finished), weights(out))
+    assert outcome(finished) == outcome(out)
+
+
+def test_batches_are_mixed_in_the_epochs_that_the_recipe_says(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixed: dict[str, set[bool]] = {}
+    step = Step.__call__
+
+    def note(self: Step, batch: Batch, lr: float, mixing: bool, generator: np.random.Generator) -> object:
+        mixed.setdefault(self.stage.name, set()).add(mixing)
+        return step(self, batch, lr, mixing, generator)
+
+    monkeypatch.setattr(Step, "__call__", note)
+    run(load_recipe(str(TINY), ["stages.2.mixing=false"]), shards, tmp_path / "run")
+    assert mixed == {"head": {True}, "full": {True}, "disease": {False}, "end": {True, False}}
+
+
+def test_validation_photos_of_other_classes_are_refused(shards: Path, tmp_path: Path) -> None:
+    write_specimens(SpecimenPlan(2, 2, 4, 48, seed=1), tmp_path / "organized")
+    pack(tmp_path / "organized", tmp_path / "shards")
+    other = open_split(str(tmp_path / "shards" / "val"))
+    with pytest.raises(UsageError, match="other classes: dropped"):
+        train(Run(load_recipe(str(TINY)), splits(shards)[0], other, tmp_path / "run", CPU, 0))
+
+
+def test_the_micro_batch_may_change_when_a_run_goes_on(finished: Path, shards: Path) -> None:
+    run(load_recipe(str(TINY), ["optimizer.micro_batch=5"]), shards, finished)
+
+
+def test_training_survives_a_full_disk_and_saves_when_there_is_room(
+    finished: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, failures = Checkpoint.save, 0
+
+    def save_on_a_full_disk(self: Checkpoint, path: Path) -> None:
+        nonlocal failures
+        if self.stage == "full":
+            failures += 1
+            raise NoSpace("no space left", where=path)
+        save(self, path)
+
+    monkeypatch.setattr(Checkpoint, "save", save_on_a_full_disk)
+    run(load_recipe(str(TINY)), shards, tmp_path / "run")
+    assert failures
+    assert same(weights(finished), weights(tmp_path / "run"))
+    assert '"event": "not saved"' in _log(tmp_path / "run")
 
 
 def test_a_finished_run_shows_its_scores_again_and_changes_nothing(finished: Path, shards: Path) -> None:
@@ -214,6 +274,35 @@ def test_a_damaged_or_foreign_checkpoint_is_a_clear_error(finished: Path, tmp_pa
     torch.save({"model": {}}, path)
     with pytest.raises(UsageError, match="not a checkpoint of this program"):
         Checkpoint.load(path)
+
+
+def test_a_checkpoint_cannot_make_timm_open_addresses_or_files(finished: Path, tmp_path: Path) -> None:
+    for model in ({"backbone": "hf-hub:evil/model"}, {"arguments": {"checkpoint_path": "/etc/passwd"}}):
+        value = torch.load(finished / "last.pt", weights_only=True)
+        value["recipe"]["model"].update(model)
+        torch.save(value, tmp_path / "hostile.pt")
+        with pytest.raises(UsageError, match="model"):
+            Checkpoint.load(tmp_path / "hostile.pt").build_model()
+
+
+def test_a_checkpoint_with_missing_or_foreign_contents_is_a_clear_error(
+    finished: Path, tmp_path: Path
+) -> None:
+    def without_tool(value: dict[str, Any]) -> None:
+        del value["tool"]
+
+    def with_more(value: dict[str, Any]) -> None:
+        value["more"] = 1
+
+    def with_another_shape(value: dict[str, Any]) -> None:
+        value["model"]["species_head.weight"] = torch.zeros(1, 1)
+
+    for change in (without_tool, with_more, with_another_shape):
+        value = torch.load(finished / "last.pt", weights_only=True)
+        change(value)
+        torch.save(value, tmp_path / "changed.pt")
+        with pytest.raises(UsageError, match="checkpoint"):
+            Checkpoint.load(tmp_path / "changed.pt").build_model()
 
 
 def test_a_run_folder_stands_for_its_best_checkpoint(finished: Path, tmp_path: Path) -> None:
