@@ -25,6 +25,7 @@ from train.recipe import load_recipe
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FORMAT = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
+NUMBERS = ("no", "one", "two", "three")
 APPS = {"shardtool": shardtool_app, "train-hier": train_app, "bench-io": bench_app}
 
 
@@ -50,6 +51,8 @@ def test_the_readme_table_is_the_measured_one() -> None:
     minutes = round(results["training"]["seconds"] / 60)
     assert f"about {minutes} minutes on two CPU cores" in README
     assert results["hardware"]["cores"] == 2
+    tail = results["evaluation"]["classes_counted"]["tail_macro_f1"]
+    assert f"the tail is {NUMBERS[tail]} classes" in README
     assert {"hardware", "versions", "commands"} <= set(results)
 
 
