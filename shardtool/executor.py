@@ -57,12 +57,24 @@ def _follow_parent() -> None:
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    # A worker started in here inherits the mask: Ctrl-C waits until `_follow_parent` has set it up
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Ctrl-C waits until the block ends: a worker that is just being started would print a traceback.
+
+    A worker inherits the mask and lifts it when it is set up. In this process the mask is not enough,
+    since another thread may take the signal, whose handler then runs in the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked: list[int] = []
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    handler = signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    if asked:
+        raise KeyboardInterrupt
 
 
 def ordered(
