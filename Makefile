@@ -29,7 +29,7 @@ demo: env ## draw synthetic leaves, pack, verify, measure, train, evaluate, pred
 	bench-io --quick --workers 2 --shards data/demo/shards/train
 	train-hier --shards data/demo/shards/train --recipe small --out runs/demo --workers 2 $(DEMO_TRAIN_FLAGS)
 	train-hier evaluate runs/demo --shards data/demo/shards/val
-	train-hier predict runs/demo "$$(find data/demo/organized/val -type f | sort | head -n 1)"
+	find data/demo/organized/val -name val_00000.jpg | sort | xargs train-hier predict runs/demo --top 1
 	@echo
 	@echo "Where to look next:"
 	@echo "  data/demo/organized    the photos: one folder a species, one a disease"
