@@ -95,7 +95,8 @@ def keys(sources: Sequence[bytes], digests: Sequence[bytes]) -> list[str]:
 def annotation(taxonomy: Taxonomy, row: int, source: bytes) -> tuple[bytes, bytes]:
     """The `.cls` and `.json` members of a sample: species id; names, ids and the original path.
 
-    A path that is not UTF-8 survives byte for byte: `os.fsencode` of the JSON string gives it back.
+    A path that is not UTF-8 survives byte for byte: encoding the JSON string as UTF-8 with
+    `surrogateescape` gives it back.
     """
     species_id = int(taxonomy.row_species[row])
     species, disease = taxonomy.row_names[row]

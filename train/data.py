@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from shardtool.errors import TrainingError, UserError
 from shardtool.index import Split
-from train.augment import DECODE_MARGIN, EvalTransform, Pixels, TrainTransform
+from train.augment import DECODE_MARGIN, Pixels, Transform
 from train.order import EpochOrder
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as the weights expect
@@ -99,7 +99,7 @@ def decode_side(size: int) -> int:
 class PhotoDataset(Dataset["Batch | Exception"]):
     """Map-style over `Draw`s: DataLoader's fetcher calls `__getitems__` with what the sampler yields."""
 
-    def __init__(self, split: Split, transform: TrainTransform | EvalTransform) -> None:
+    def __init__(self, split: Split, transform: Transform) -> None:
         self.split, self.transform = split, transform
         self.disease = split.disease
         self.side = decode_side(transform.size)
@@ -133,7 +133,7 @@ class Loader:
     def __init__(
         self,
         split: Split,
-        transform: TrainTransform | EvalTransform,
+        transform: Transform,
         workers: int,
         device: torch.device,
     ) -> None:
