@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from shardtool.cli import parse_size, parse_split
+from shardtool.cli.app import parse_size, parse_split
 from shardtool.errors import UsageError
 from shardtool.terminal import clean
 
