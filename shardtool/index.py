@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import fsspec
 import google_crc32c
 import numpy as np
 import pyarrow as pa
@@ -22,6 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from shardtool.errors import CorruptSample, DamagedManifest, DatasetError, UsageError
+from shardtool.store import filesystem
 from shardtool.taxonomy import Taxonomy
 
 FORMAT = 1
@@ -135,10 +135,10 @@ def open_manifest(folder: str) -> Manifest:
 
     Raises UsageError when it is not there, DatasetError when it is not one of ours.
     """
-    filesystem, root = _filesystem(folder)
+    files, root = filesystem(folder)
     path = f"{root.rstrip('/')}/{DATASET_FILE}"
     try:
-        value = json.loads(filesystem.cat_file(path))
+        value = json.loads(files.cat_file(path))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(
             f"no {DATASET_FILE}: this is no packed dataset, or its packing has not finished",
@@ -285,9 +285,9 @@ def open_split(folder: str, check: bool = True) -> Split:
 
 
 def _check_shards(folder: str, entries: Sequence[ShardEntry]) -> None:
-    filesystem, path = _filesystem(folder)
+    files, path = filesystem(folder)
     try:
-        listed = filesystem.ls(path, detail=True)
+        listed = files.ls(path, detail=True)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DatasetError("folder is missing", where=folder, cure="pack again or fetch it again") from error
     found = {
@@ -316,25 +316,15 @@ def _is_local(folder: str) -> bool:
     return "://" not in folder
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
-    try:
-        filesystem, path = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:  # an unknown scheme, or a package that is not installed
-        raise UsageError(
-            str(error), where=url, cure="give a local folder or install what it needs"
-        ) from error
-    return filesystem, path
-
-
 def _exists(path: str) -> bool:
-    filesystem, inside = _filesystem(path)
-    return bool(filesystem.exists(inside))
+    files, inside = filesystem(path)
+    return bool(files.exists(inside))
 
 
 def _cat(path: str, start: int | None = None, end: int | None = None) -> bytes:
-    filesystem, inside = _filesystem(path)
+    files, inside = filesystem(path)
     try:
-        data: bytes = filesystem.cat_file(inside, start=start, end=end)
+        data: bytes = files.cat_file(inside, start=start, end=end)
     except FileNotFoundError as error:
         raise DatasetError("file is missing", where=path, cure="pack again") from error
     return data

@@ -55,11 +55,15 @@ PHOTOS = pa.schema(
 
 @dataclass(frozen=True)
 class Refusal:
-    """A file that is not packed: its path under the source, the counted reason, and more words."""
+    """A file that is not packed: its path under the source, the counted reason, and more words.
+
+    `twin` is the path of a photo with the same bytes, for leaks and label conflicts.
+    """
 
     source: bytes
     reason: Reason
     detail: str
+    twin: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -63,4 +63,5 @@ def _refusals(scan: Scan, photos: NDArray[np.int64], reason: Reason) -> Iterator
     for photo in photos.tolist():
         others = [other for other in twins[int(groups[photo])] if other != photo]
         witness = max(others, key=lambda other: int(splits[other]))
-        yield Refusal(sources[photo], reason, f"same bytes as {os.fsdecode(sources[witness])}")
+        twin = sources[witness]
+        yield Refusal(sources[photo], reason, f"same bytes as {os.fsdecode(twin)}", twin)
