@@ -83,6 +83,10 @@ class DestinationBusy(UserError):
     status = Status.BUSY
 
 
+class StorageError(UserError):
+    """A storage that is reached over a network fails again and again."""
+
+
 class NoSpace(UserError):
     """The destination cannot hold what would be written."""
 

@@ -9,14 +9,55 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from typing import Any, TypeVar
 
-from shardtool.errors import UserError
+from shardtool.errors import UsageError, UserError
+
+RETRIES = 3  # of a job whose cluster worker died
+CONNECT_SECONDS = 10
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+
+
+@contextlib.contextmanager
+def engine(workers: int, cluster: str = "") -> Iterator[tuple[Executor | None, int]]:
+    """What runs the jobs, and how many at once: a Dask cluster at an address, or local processes."""
+    if cluster:
+        with dask(cluster) as executor:
+            yield executor
+        return
+    with processes(workers) as pool:
+        yield pool, workers
+
+
+@contextlib.contextmanager
+def dask(address: str) -> Iterator[tuple[Executor, int]]:
+    """The executor of a Dask cluster that somebody runs, and its number of threads.
+
+    A job whose worker dies is given to others, RETRIES times. Raises UsageError.
+    """
+    try:
+        from distributed import Client, KilledWorker
+    except ImportError as error:
+        raise UsageError("--cluster needs Dask", cure="pip install distributed") from error
+    try:
+        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            "no Dask scheduler answers", where=address, cure="start one, or leave --cluster out"
+        ) from error
+    with client:
+        threads = sum(client.nthreads().values())
+        if not threads:
+            raise UsageError(
+                "the cluster has no workers", where=address, cure="start some: dask worker ADDRESS"
+            )
+        try:
+            yield client.get_executor(retries=RETRIES), threads
+        except KilledWorker as error:
+            raise _killed(error.task) from error
 
 
 @contextlib.contextmanager
@@ -25,18 +66,41 @@ def processes(workers: int) -> Iterator[Executor | None]:
     if workers <= 1:
         yield None
         return
-    # spawn, not fork: the progress display runs a thread, and forking beside threads can deadlock
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent)
+    pool = Processes(workers)
     try:
         yield pool
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process was killed",
-            cure="often by the system for want of memory; try --workers 1",
-        ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Processes(Executor):
+    """Local processes that can be started again when one of them was killed."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._pool = self._start()
+
+    def submit(self, work: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        with _interrupts_held():
+            try:
+                return self._pool.submit(work, *arguments, **named)
+            except BrokenExecutor as error:  # as if it had broken a moment later
+                lost: Future[Any] = Future()
+                lost.set_exception(error)
+                return lost
+
+    def restart(self) -> None:
+        """New processes for those that are gone."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool = self._start()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._pool.shutdown(wait=wait, cancel_futures=cancel_futures)
+
+    def _start(self) -> ProcessPoolExecutor:
+        # spawn, not fork: the progress display runs a thread, and forking beside threads can deadlock
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(self._workers, mp_context=context, initializer=_follow_parent)
 
 
 def _follow_parent() -> None:
@@ -80,15 +144,54 @@ def _interrupts_held() -> Iterator[None]:
 def ordered(
     executor: Executor | None, work: Callable[[Job], Result], jobs: Iterable[Job], in_flight: int
 ) -> Iterator[Result]:
-    """Results in the order of the jobs, with at most `in_flight` jobs submitted ahead."""
+    """Results in the order of the jobs, with at most `in_flight` jobs submitted ahead.
+
+    A job whose worker was killed runs once more, alone. Raises UserError naming the job (`str`) when it
+    is killed again.
+    """
     if executor is None:
         yield from map(work, jobs)
         return
-    waiting: deque[Future[Result]] = deque()
+    waiting: deque[tuple[Job, Future[Result]]] = deque()
     for job in jobs:
-        with _interrupts_held():
-            waiting.append(executor.submit(work, job))
         if len(waiting) >= in_flight:
-            yield waiting.popleft().result()
+            yield _first(executor, work, waiting)
+        waiting.append((job, executor.submit(work, job)))
     while waiting:
-        yield waiting.popleft().result()
+        yield _first(executor, work, waiting)
+
+
+def _first(
+    executor: Executor, work: Callable[[Job], Result], waiting: deque[tuple[Job, Future[Result]]]
+) -> Result:
+    """The result of the job that waits longest."""
+    try:
+        result = waiting[0][1].result()
+    except BrokenExecutor as error:
+        if not isinstance(executor, Processes):
+            raise _killed(waiting[0][0]) from error
+        _once_more(executor, work, waiting)
+        result = waiting[0][1].result()
+    waiting.popleft()
+    return result
+
+
+def _once_more(
+    executor: Processes, work: Callable[[Job], Result], waiting: deque[tuple[Job, Future[Result]]]
+) -> None:
+    """Run what was lost with a killed worker, one job at a time: nobody knows which was its job."""
+    executor.restart()
+    for place, (job, future) in enumerate(waiting):
+        if future.cancelled() or isinstance(future.exception(), BrokenExecutor):
+            again = executor.submit(work, job)
+            if isinstance(again.exception(), BrokenExecutor):
+                raise _killed(job) from again.exception()
+            waiting[place] = job, again
+
+
+def _killed(job: object) -> UserError:
+    return UserError(
+        "a worker process was killed again and again at the same job",
+        where=job,
+        cure="often by the system for want of memory: try fewer --workers",
+    )

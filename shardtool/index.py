@@ -10,25 +10,31 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Sequence
+import posixpath
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 import google_crc32c
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from shardtool.errors import CorruptSample, DamagedManifest, DatasetError, UsageError
-from shardtool.store import filesystem
+from shardtool.store import filesystem, is_remote, patiently, shown
 from shardtool.taxonomy import Taxonomy
 
 FORMAT = 1
 DATASET_FILE = "dataset.json"
+Answer = TypeVar("Answer")
+
+_CURE = "run shardtool verify, then pack again or fetch it again"
 
 # One row a sample, in the order of the shard. `offset` and `size` are of the JPEG's bytes in the tar,
-# `crc32c` is over exactly these bytes, `source` is the original path under the packed folder.
+# `crc32c` is over exactly these bytes (null: unknown), `source` is the original path under the packed folder.
 SIDECAR = pa.schema(
     [
         ("key", pa.string()),
@@ -66,7 +72,7 @@ def read_sidecar(data: bytes, where: str) -> pa.Table:
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """A shard as dataset.json lists it; `sha256` is of the tar, `sidecar_sha256` of the Parquet."""
+    """A shard as dataset.json lists it; `sha256` is of the tar ("" if unknown), the other of the Parquet."""
 
     name: str
     samples: int
@@ -77,7 +83,11 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """dataset.json: what is in a packed dataset. It is written last; without it there is no dataset."""
+    """dataset.json: what is in a packed dataset. It is written last; without it there is no dataset.
+
+    `bases` says of each split whose shards do not lie beside their sidecars where they are: a path,
+    relative to the split's folder, or a URL.
+    """
 
     taxonomy: Taxonomy
     splits: dict[str, tuple[ShardEntry, ...]]
@@ -85,6 +95,12 @@ class Manifest:
     options: dict[str, Any]
     tool: str
     digest: str = ""
+    bases: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the shards were not packed by us, only indexed."""
+        return bool(self.options.get("foreign"))
 
     def to_json(self) -> dict[str, Any]:
         splits = {
@@ -92,6 +108,7 @@ class Manifest:
                 "samples": sum(shard.samples for shard in shards),
                 "bytes": sum(shard.bytes for shard in shards),
                 "class_counts": self.class_counts[name],
+                **({"base": self.bases[name]} if name in self.bases else {}),
                 "shards": [vars(shard) for shard in shards],
             }
             for name, shards in self.splits.items()
@@ -117,15 +134,22 @@ class Manifest:
             value["options"],
             value["tool"],
             value["digest"],
+            {name: split["base"] for name, split in value["splits"].items() if "base" in split},
         )
 
 
 def dataset_digest(taxonomy: Taxonomy, splits: dict[str, tuple[ShardEntry, ...]]) -> str:
-    """SHA-256 over the label space and every shard's SHA-256: the same digest, the same data."""
+    """SHA-256 over the label space and every shard's SHA-256: the same digest, the same data.
+
+    A shard of which only the headers were read is known by its sidecar's SHA-256.
+    """
     content = [
         FORMAT,
         taxonomy.digest,
-        [[name, [[e.name, e.sha256] for e in splits[name]]] for name in sorted(splits)],
+        [
+            [name, [[entry.name, entry.sha256 or entry.sidecar_sha256] for entry in splits[name]]]
+            for name in sorted(splits)
+        ],
     ]
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
@@ -137,28 +161,29 @@ def open_manifest(folder: str) -> Manifest:
     """
     files, root = filesystem(folder)
     path = f"{root.rstrip('/')}/{DATASET_FILE}"
+    where = shown(path)
     try:
-        value = json.loads(files.cat_file(path))
+        value = json.loads(_ask(lambda: files.cat_file(path), folder))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(
             f"no {DATASET_FILE}: this is no packed dataset, or its packing has not finished",
-            where=folder,
+            where=shown(folder),
             cure="run shardtool pack, or give another folder",
         ) from error
     except ValueError as error:
-        raise DamagedManifest(f"{DATASET_FILE} is damaged", where=path, cure="pack again") from error
+        raise DamagedManifest(f"{DATASET_FILE} is damaged", where=where, cure="pack again") from error
     if not isinstance(value, dict):
-        raise DamagedManifest(f"{DATASET_FILE} is damaged", where=path, cure="pack again")
+        raise DamagedManifest(f"{DATASET_FILE} is damaged", where=where, cure="pack again")
     if value.get("format") != FORMAT:
         raise DatasetError(
             f"{DATASET_FILE} has another format than {FORMAT}",
-            where=path,
+            where=where,
             cure="use the version that packed it, or pack again",
         )
     try:
         return Manifest.from_json(value)
     except (AttributeError, KeyError, TypeError) as error:
-        raise DamagedManifest(f"{DATASET_FILE} is damaged", where=path, cure="pack again") from error
+        raise DamagedManifest(f"{DATASET_FILE} is damaged", where=where, cure="pack again") from error
 
 
 @dataclass(frozen=True, eq=False)  # columns do not compare to one truth value
@@ -168,9 +193,11 @@ class Split:
     shard      int32  [n]  index into `shards`
     offset     int64  [n]  of the JPEG in its shard
     size       int32  [n]  bytes of the JPEG
-    crc32c     uint32 [n]
+    crc32c     uint32 [n]  looked at only with `check`
     species    int32  [n]  species id
     row        int32  [n]  taxonomy row of (species, disease)
+
+    `folder` holds the sidecars, `place` the shards, which is the same but for indexed foreign ones.
     """
 
     folder: str
@@ -185,10 +212,16 @@ class Split:
     taxonomy: Taxonomy
     digest: str
     check: bool = True
+    base: str = ""
     _files: dict[int, int] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.offset)
+
+    @cached_property
+    def place(self) -> str:
+        """Folder or URL of the shards."""
+        return shards_folder(self.folder, self.base)
 
     @property
     def disease(self) -> NDArray[np.int64]:
@@ -210,7 +243,7 @@ class Split:
         """The sidecar's row of a sample; reads the sidecar again, so not for the hot path."""
         path = f"{self.folder}/{self.shards[self.shard[sample]]}.parquet"
         first = int(np.searchsorted(self.shard, self.shard[sample]))
-        row: dict[str, Any] = read_sidecar(_cat(path), path).slice(sample - first, 1).to_pylist()[0]
+        row: dict[str, Any] = read_sidecar(cat(path), path).slice(sample - first, 1).to_pylist()[0]
         return row
 
     def read(self, samples: Sequence[int] | NDArray[np.int64]) -> list[bytes]:
@@ -218,23 +251,18 @@ class Split:
         return [self._read(int(sample)) for sample in samples]
 
     def _read(self, sample: int) -> bytes:
-        shard, size, offset = self.shard[sample], int(self.size[sample]), int(self.offset[sample])
-        if _is_local(self.folder):
-            data = os.pread(self._descriptor(int(shard)), size, offset)
+        shard, size, offset = int(self.shard[sample]), int(self.size[sample]), int(self.offset[sample])
+        if is_remote(self.place):
+            data = cat(f"{self.place}/{self.shards[shard]}.tar", offset, offset + size)
         else:
-            path = f"{self.folder}/{self.shards[shard]}.tar"
-            data = _cat(path, offset, offset + size)
-        if self.check and google_crc32c.value(data) != self.crc32c[sample]:
-            raise CorruptSample(
-                "the photo's bytes are not those that were packed",
-                where=self.where(sample),
-                cure="run shardtool verify, then pack again or fetch the shard again",
-            )
+            data = os.pread(self._descriptor(shard), size, offset)
+        if wrong := _wrong(data, size, int(self.crc32c[sample]) if self.check else None):
+            raise CorruptSample(wrong, where=self.where(sample), cure=_CURE)
         return data
 
     def _descriptor(self, shard: int) -> int:
         if shard not in self._files:
-            path = os.path.join(self.folder, self.shards[shard] + ".tar")
+            path = os.path.join(self.place, self.shards[shard] + ".tar")
             try:
                 self._files[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError as error:
@@ -249,25 +277,29 @@ class Split:
 def open_split(folder: str, check: bool = True) -> Split:
     """Open DATASET/SPLIT, local or any fsspec URL; every shard is checked to be there in its size.
 
-    Raises UsageError (nothing there) and DatasetError (missing, cut or exchanged shards).
+    Photos without a known checksum are read unchecked. Raises UsageError (nothing there) and DatasetError
+    (missing, cut or exchanged shards).
     """
     folder = folder.rstrip("/")
     root, _, name = folder.rpartition("/")
     if _exists(f"{folder}/{DATASET_FILE}"):
-        raise UsageError("this is a whole dataset", where=folder, cure=f"name a split: {folder}/train")
+        raise UsageError(
+            "this is a whole dataset", where=shown(folder), cure=f"name a split: {shown(folder)}/train"
+        )
     manifest = open_manifest(root or ("/" if folder.startswith("/") else "."))
     if name not in manifest.splits:
         raise UsageError(
             f"no split {name!r} in this dataset",
-            where=root,
+            where=shown(root),
             cure=f"it has {', '.join(manifest.splits)}",
         )
-    entries = manifest.splits[name]
-    _check_shards(folder, entries)
-    tables = [_sidecar(folder, entry) for entry in entries]
+    entries, base = manifest.splits[name], manifest.bases.get(name, "")
+    check_shards(shards_folder(folder, base), entries)
+    tables = [open_sidecar(folder, entry) for entry in entries]
     table = pa.concat_tables(tables) if tables else SIDECAR.empty_table()
     species = table.column("species_id").to_numpy()
     row = manifest.taxonomy.offsets[species] + table.column("disease_id").to_numpy()
+    crc32c = table.column("crc32c")
     return Split(
         folder,
         name,
@@ -275,56 +307,107 @@ def open_split(folder: str, check: bool = True) -> Split:
         np.repeat(np.arange(len(entries), dtype=np.int32), [entry.samples for entry in entries]),
         table.column("offset").to_numpy(),
         table.column("size").to_numpy().astype(np.int32),
-        table.column("crc32c").to_numpy(),
+        pc.fill_null(crc32c, 0).to_numpy(),
         species,
         row.astype(np.int32),
         manifest.taxonomy,
         manifest.digest,
-        check,
+        check and crc32c.null_count == 0,
+        base,
     )
 
 
-def _check_shards(folder: str, entries: Sequence[ShardEntry]) -> None:
-    files, path = filesystem(folder)
+def shards_folder(folder: str, base: str) -> str:
+    """Where the shards of a split are whose sidecars lie in `folder` (see Manifest.bases).
+
+    Raises DatasetError if a dataset behind a URL wants files of this machine to be read.
+    """
+    if not is_remote(folder):
+        return base if is_remote(base) else os.path.normpath(os.path.join(folder, base)) if base else folder
+    if base.startswith(("/", "file:")):
+        raise DatasetError("a remote dataset names shards of this machine", where=shown(folder))
+    if not base or is_remote(base):
+        return base or folder
+    scheme, _, path = folder.partition("://")
+    return f"{scheme}://{posixpath.normpath(posixpath.join(path, base))}"
+
+
+def check_shards(place: str, entries: Sequence[ShardEntry]) -> None:
+    """Raises DatasetError unless every shard lies in the folder or URL `place` in its size."""
     try:
-        listed = files.ls(path, detail=True)
+        found = _sizes(place, [f"{entry.name}.tar" for entry in entries])
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise DatasetError("folder is missing", where=folder, cure="pack again or fetch it again") from error
-    found = {
-        info["name"].rpartition("/")[2]: info["size"] for info in listed if info["name"].endswith(".tar")
-    }
+        raise DatasetError(
+            "folder or file is missing", where=shown(str(error.filename or error)), cure=_CURE
+        ) from error
     for entry in entries:
         size = found.get(f"{entry.name}.tar")
         if size != entry.bytes:
             state = "is missing" if size is None else f"has {size} bytes, not {entry.bytes}"
-            raise DatasetError(f"{entry.name}.tar {state}", where=folder, cure="pack again or fetch it again")
+            raise DatasetError(f"{entry.name}.tar {state}", where=shown(place), cure=_CURE)
 
 
-def _sidecar(folder: str, entry: ShardEntry) -> pa.Table:
+def _sizes(place: str, names: Sequence[str]) -> dict[str, int | None]:
+    files, path = filesystem(place)
+    if place.startswith(("http://", "https://")):  # no listing there, or one without sizes
+        sizes = _ask(lambda: files.sizes([f"{path}/{name}" for name in names]), place)
+        return dict(zip(names, sizes, strict=True))
+    listed = _ask(lambda: files.ls(path, detail=True), place)
+    return {info["name"].rpartition("/")[2]: info["size"] for info in listed}
+
+
+def open_sidecar(folder: str, entry: ShardEntry) -> pa.Table:
+    """The sidecar of a shard (schema SIDECAR). Raises DatasetError if it is not the one that is listed."""
     path = f"{folder}/{entry.name}.parquet"
-    data = _cat(path)
+    data = cat(path)
     if hashlib.sha256(data).hexdigest() != entry.sidecar_sha256:
         raise DatasetError(
             f"sidecar is not the one that {DATASET_FILE} lists",
-            where=path,
+            where=shown(path),
             cure="pack again or fetch it again",
         )
-    return read_sidecar(data, path)
+    return read_sidecar(data, shown(path))
 
 
-def _is_local(folder: str) -> bool:
-    return "://" not in folder
+def sidecars(folder: str, manifest: Manifest) -> Iterator[tuple[str, ShardEntry, pa.Table]]:
+    """Split, shard and sidecar of all shards of a dataset, one after another. Raises DatasetError."""
+    for split, entries in manifest.splits.items():
+        for entry in entries:
+            yield split, entry, open_sidecar(f"{folder.rstrip('/')}/{split}", entry)
+
+
+def read_photo(shard: str, offset: int, size: int, crc32c: int | None, where: str) -> bytes:
+    """The bytes of one photo of the tar at a path or URL; `where` is for messages. Raises CorruptSample."""
+    data = cat(shard, offset, offset + size)
+    if wrong := _wrong(data, size, crc32c):
+        raise CorruptSample(wrong, where=where, cure=_CURE)
+    return data
+
+
+def _wrong(data: bytes, size: int, crc32c: int | None) -> str:
+    """What is wrong with the bytes of a photo, "" if nothing."""
+    if len(data) != size:  # a storage that ignores ranges answers with other bytes, a cut shard with fewer
+        return f"{len(data)} bytes came, not the photo's {size}"
+    if crc32c is not None and google_crc32c.value(data) != crc32c:
+        return "the photo's bytes are not those that were packed"
+    return ""
+
+
+def cat(path: str, start: int | None = None, end: int | None = None) -> bytes:
+    """Bytes of a file at a path or URL. Raises DatasetError if it is not there."""
+    files, inside = filesystem(path)
+    try:
+        data: bytes = _ask(lambda: files.cat_file(inside, start=start, end=end), path)
+    except FileNotFoundError as error:
+        raise DatasetError("file is missing", where=shown(path), cure=_CURE) from error
+    return data
 
 
 def _exists(path: str) -> bool:
     files, inside = filesystem(path)
-    return bool(files.exists(inside))
+    return bool(_ask(lambda: files.exists(inside), path))
 
 
-def _cat(path: str, start: int | None = None, end: int | None = None) -> bytes:
-    files, inside = filesystem(path)
-    try:
-        data: bytes = files.cat_file(inside, start=start, end=end)
-    except FileNotFoundError as error:
-        raise DatasetError("file is missing", where=path, cure="pack again") from error
-    return data
+def _ask(ask: Callable[[], Answer], url: str) -> Answer:
+    """A storage behind a URL is asked again when it fails, this machine's disk is not."""
+    return patiently(ask, url) if is_remote(url) else ask()

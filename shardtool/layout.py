@@ -1,16 +1,18 @@
-"""Which photo goes into which shard, decided before a byte is written. Pure: arrays in, plans out.
+"""Which photo goes into which shard, decided before a byte is written. Pure: columns in, plans out.
 
 A photo's place in its split is a hash of its path: a uniformly random permutation (so every shard and
 every stretch of a shard holds all classes in proportion), in which adding, changing or removing one
 photo touches one shard, not all of them.
+
+Nothing here keeps a Python object a photo: a plan of ten million photos takes seconds.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +23,10 @@ from shardtool import tar
 from shardtool.taxonomy import Taxonomy
 
 KEY_DIGITS = 24
+BATCH = 1 << 16  # rows looked at one by one, at a time
+
+# JSON of a byte of ASCII: as it is, with a backslash, or as \u00XX. Others are asked of `json` itself.
+_JSON_BYTES = np.array([len(json.dumps(chr(byte))) - 2 for byte in range(128)] + [0] * 128, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -33,10 +39,61 @@ class ShardPlan:
     size: int
 
 
-def same_bytes(digests: Sequence[bytes]) -> NDArray[np.int64]:
+class Layout(Sequence[ShardPlan]):
+    """The shards of one split: `order`, its rows of `photos`, is cut at `bounds` into shards of `sizes` bytes.
+
+    Each shard is put together when it is asked for, so a huge plan stays small.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        photos: pa.Table,
+        order: NDArray[np.int64],
+        bounds: NDArray[np.int64],
+        sizes: NDArray[np.int64],
+    ) -> None:
+        self.split = split
+        self.sizes = sizes  # bytes of each shard
+        self.counts = np.diff(bounds)  # photos of each shard
+        self._photos, self._order, self._bounds = photos, order, bounds
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @overload
+    def __getitem__(self, place: int) -> ShardPlan: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[ShardPlan]: ...
+    def __getitem__(self, place: int | slice) -> ShardPlan | Sequence[ShardPlan]:
+        if isinstance(place, slice):
+            return [self[number] for number in range(*place.indices(len(self)))]
+        number = range(len(self))[place]
+        photos = self._photos.take(self._order[self._bounds[number] : self._bounds[number + 1]])
+        keyed = photos.append_column("key", pa.array(keys(photos.column("source"), photos.column("digest"))))
+        return ShardPlan(self.split, shard_name(number), keyed, int(self.sizes[number]))
+
+    def column(self, name: str) -> NDArray[np.int64]:
+        """A numeric column of the split in the order of its shards."""
+        values: NDArray[np.int64] = self._photos.column(name).to_numpy()[self._order]
+        return values
+
+
+def shard_name(number: int) -> str:
+    """The name of a shard's files, without their endings."""
+    return f"shard-{number:06d}"
+
+
+def same_bytes(digests: pa.ChunkedArray) -> NDArray[np.int64]:
     """Group number of each photo: equal numbers for equal digests (16 bytes each)."""
-    halves = np.frombuffer(b"".join(digests), dtype=np.uint64).reshape(-1, 2)
-    order = np.lexsort((halves[:, 1], halves[:, 0]))
+    halves = _words(digests)
+    order = np.argsort(halves[:, 0])
+    first = halves[order, 0]
+    twin = np.zeros(len(order), dtype=bool)
+    twin[1:] |= first[1:] == first[:-1]
+    twin[:-1] |= first[1:] == first[:-1]
+    few = order[twin]  # only these need their second half to be looked at
+    order[twin] = few[np.lexsort((halves[few, 1], halves[few, 0]))]
     new = np.ones(len(order), dtype=np.int64)
     new[1:] = (halves[order[1:]] != halves[order[:-1]]).any(axis=1)
     groups = np.empty(len(order), dtype=np.int64)
@@ -58,7 +115,7 @@ def leaking(groups: NDArray[np.int64], splits: NDArray[np.int8]) -> NDArray[np.b
 
 
 def make_splits(
-    digests: Sequence[bytes], rows: NDArray[np.int32], val_share: float, seed: int
+    digests: pa.ChunkedArray, rows: NDArray[np.int32], val_share: float, seed: int
 ) -> NDArray[np.int8]:
     """Split 0 (train) or 1 (val) for a tree without split folders, stratified by class.
 
@@ -66,86 +123,147 @@ def make_splits(
     two photos or more keeps at least one on each side. The side follows from a hash of the photo's
     content, so a photo that comes or goes moves at most one other per class.
     """
-    splits = np.zeros(len(digests), dtype=np.int8)
+    if not val_share or not len(rows):
+        return np.zeros(len(rows), dtype=np.int8)
     groups = same_bytes(digests)
-    chance = np.empty(int(groups.max(initial=-1)) + 1, dtype=np.uint64)
+    chance = np.empty(int(groups.max()) + 1, dtype=np.uint64)
     chance[groups] = positions(digests, seed)
-    for row in np.unique(rows):
-        inside = np.flatnonzero(rows == row)
-        distinct = np.unique(groups[inside])
-        wanted = round(val_share * len(distinct))
-        count = min(max(wanted, 1), len(distinct) - 1) if val_share else 0
-        chosen = distinct[np.argsort(chance[distinct], kind="stable")[:count]]
-        splits[inside[np.isin(groups[inside], chosen)]] = 1
-    return splits
+    # one entry for each different photo of each class, sorted by class, inside it by chance
+    distinct, entry = np.unique(rows * (groups.max() + 1) + groups, return_inverse=True)
+    row, group = np.divmod(distinct, groups.max() + 1)
+    order = np.lexsort((chance[group], row))
+    _, start, count = np.unique(row[order], return_index=True, return_counts=True)
+    wanted = np.minimum(np.maximum(np.rint(val_share * count), 1), count - 1)
+    rank = np.arange(len(order)) - np.repeat(start, count)
+    chosen = np.empty(len(order), dtype=np.int8)
+    chosen[order] = rank < np.repeat(wanted, count)
+    return chosen[entry]
 
 
-def positions(sources: Sequence[bytes], seed: int) -> NDArray[np.uint64]:
+def positions(values: pa.ChunkedArray, seed: int) -> NDArray[np.uint64]:
     """A number for each photo, uniform over 64 bits, from the given bytes and the seed alone."""
     digest = xxhash.xxh3_64_intdigest
-    return np.array([digest(source, seed) for source in sources], dtype=np.uint64)
+    places = (digest(value, seed) for batch in _batches(values) for value in batch.to_pylist())
+    return np.fromiter(places, dtype=np.uint64, count=len(values))
 
 
-def keys(sources: Sequence[bytes], digests: Sequence[bytes]) -> list[str]:
+def keys(sources: pa.ChunkedArray, digests: pa.ChunkedArray) -> list[str]:
     """Sample keys, 24 hex digits: a changed photo gets a new key, a moved dataset keeps all of them."""
     digest = xxhash.xxh3_128_hexdigest
-    return [digest(content + source)[:KEY_DIGITS] for source, content in zip(sources, digests, strict=True)]
+    pairs = zip(sources.to_pylist(), digests.to_pylist(), strict=True)
+    return [digest(content + source)[:KEY_DIGITS] for source, content in pairs]
 
 
-def annotation(taxonomy: Taxonomy, row: int, source: bytes) -> tuple[bytes, bytes]:
-    """The `.cls` and `.json` members of a sample: species id; names, ids and the original path.
+class Annotations:
+    """The `.cls` and `.json` members of samples: species id; names, ids and the original path.
 
     A path that is not UTF-8 survives byte for byte: encoding the JSON string as UTF-8 with
     `surrogateescape` gives it back.
     """
-    species_id = int(taxonomy.row_species[row])
-    species, disease = taxonomy.row_names[row]
-    names = {
-        "species": species,
-        "disease": disease,
-        "species_id": species_id,
-        "disease_id": int(row - taxonomy.offsets[species_id]),
-        "source": source.decode("utf-8", "surrogateescape"),
+
+    def __init__(self, taxonomy: Taxonomy) -> None:
+        self._taxonomy = taxonomy
+        self._rows: dict[int, tuple[bytes, bytes]] = {}
+
+    def __call__(self, row: int, source: bytes) -> tuple[bytes, bytes]:
+        if row not in self._rows:
+            self._rows[row] = self._row(row)
+        cls, start = self._rows[row]
+        return cls, b"%b%b}" % (start, json.dumps(source.decode("utf-8", "surrogateescape")).encode())
+
+    def sizes(self, rows: NDArray[np.int32], sources: pa.ChunkedArray) -> NDArray[np.int64]:
+        """Bytes of both members together, each padded, without making them. int64 [n]"""
+        every = [self._row(row) for row in range(self._taxonomy.rows)]
+        cls = np.array([tar.padded(len(cls)) for cls, _ in every], dtype=np.int64)
+        start = np.array([len(start) + len('""}') for _, start in every], dtype=np.int64)
+        return cls[rows] + tar.padded_all(start[rows] + _json_lengths(sources))
+
+    def _row(self, row: int) -> tuple[bytes, bytes]:
+        species_id = int(self._taxonomy.row_species[row])
+        species, disease = self._taxonomy.row_names[row]
+        names = {
+            "species": species,
+            "disease": disease,
+            "species_id": species_id,
+            "disease_id": int(row - self._taxonomy.offsets[species_id]),
+        }
+        start = json.dumps(names, separators=(",", ":")).encode()[:-1] + b',"source":'
+        return b"%d" % species_id, start
+
+
+def plan(
+    photos: pa.Table, taxonomy: Taxonomy, splits: Sequence[str], seed: int, shard_size: int
+) -> dict[str, Layout]:
+    """Shards of about `shard_size` bytes for each split that has photos, in their final order.
+
+    `splits` are the names for the numbers in the column `split`.
+    """
+    sizes = sample_sizes(photos, taxonomy)
+    place = positions(photos.column("source"), seed)
+    number = photos.column("split").to_numpy()
+    members = {name: np.flatnonzero(number == split) for split, name in enumerate(splits)}
+    return {
+        name: _plan_split(name, photos, inside, place[inside], sizes[inside], shard_size)
+        for name, inside in members.items()
+        if len(inside)
     }
-    return b"%d" % species_id, json.dumps(names, separators=(",", ":")).encode()
 
 
-def sample_size(jpeg: int, cls: bytes, meta: bytes) -> int:
-    """Bytes of a sample in its shard: three headers, three padded payloads."""
-    return 3 * tar.BLOCK + tar.padded(jpeg) + tar.padded(len(cls)) + tar.padded(len(meta))
-
-
-def plan(photos: pa.Table, taxonomy: Taxonomy, split: str, seed: int, shard_size: int) -> list[ShardPlan]:
-    """Shards of about `shard_size` bytes for the photos of one split, in their final order."""
-    if photos.num_rows == 0:
-        return []
-    sources = photos.column("source").to_pylist()
-    place = positions(sources, seed)
+def _plan_split(
+    name: str,
+    photos: pa.Table,
+    inside: NDArray[np.int64],
+    place: NDArray[np.uint64],
+    sizes: NDArray[np.int64],
+    shard_size: int,
+) -> Layout:
     order = np.argsort(place, kind="stable")  # the scan has an order of its own: it settles ties
-    sizes = _sample_sizes(photos, taxonomy, sources)
     count = max(1, -(-int(sizes.sum()) // shard_size))
-    keyed = photos.append_column("key", pa.array(keys(sources, photos.column("digest").to_pylist())))
     shard_of = _interval(place[order], count)
-    bounds = np.searchsorted(shard_of, np.arange(count + 1))
-    plans: list[ShardPlan] = []
-    for start, stop in itertools.pairwise(bounds):
-        if start < stop:  # a hash interval can be empty when shards hold a handful of photos
-            size = tar.file_size(int(sizes[order[start:stop]].sum()))
-            name = f"shard-{len(plans):06d}"
-            # take, not slice: a slice is pickled with the whole table, once a job
-            plans.append(ShardPlan(split, name, keyed.take(order[start:stop]), size))
-    return plans
+    bounds = np.unique(np.searchsorted(shard_of, np.arange(count + 1)))  # an interval can be empty
+    ends = np.concatenate([[0], np.cumsum(sizes[order])])[bounds]
+    return Layout(name, photos, inside[order], bounds, tar.file_sizes(np.diff(ends)))
 
 
-def _sample_sizes(photos: pa.Table, taxonomy: Taxonomy, sources: Sequence[bytes]) -> NDArray[np.int64]:
-    columns = (photos.column("size").to_pylist(), photos.column("row").to_pylist(), sources)
-    return np.array(
-        [
-            sample_size(size, *annotation(taxonomy, row, source))
-            for size, row, source in zip(*columns, strict=True)
-        ],
-        dtype=np.int64,
+def sample_sizes(photos: pa.Table, taxonomy: Taxonomy) -> NDArray[np.int64]:
+    """Bytes of each sample in its shard: three headers, three padded payloads. int64 [n]"""
+    rows, jpegs = photos.column("row").to_numpy(), photos.column("size").to_numpy()
+    others = Annotations(taxonomy).sizes(rows, photos.column("source"))
+    return 3 * tar.BLOCK + tar.padded_all(jpegs) + others
+
+
+def _json_lengths(sources: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Length of each path as the inside of a JSON string. int64 [n]"""
+    return np.concatenate([np.zeros(0, np.int64), *(_batch_lengths(batch) for batch in _batches(sources))])
+
+
+def _batch_lengths(sources: pa.Array) -> NDArray[np.int64]:
+    packed = sources.cast(pa.large_binary())
+    ends = np.frombuffer(packed.buffers()[1], np.int64)[packed.offset : packed.offset + len(packed) + 1]
+    data = np.frombuffer(packed.buffers()[2] or b"", np.uint8)[ends[0] : ends[-1]]
+    total = np.concatenate([[0], np.cumsum(_JSON_BYTES[data])])
+    beyond = np.concatenate([[0], np.cumsum(data >= 128)])
+    at = ends - ends[0]
+    lengths: NDArray[np.int64] = np.diff(total[at])
+    for number in np.flatnonzero(np.diff(beyond[at])).tolist():
+        lengths[number] = len(json.dumps(sources[number].as_py().decode("utf-8", "surrogateescape"))) - 2
+    return lengths
+
+
+def _batches(values: pa.ChunkedArray) -> Iterator[pa.Array]:
+    for chunk in values.chunks:
+        for start in range(0, len(chunk), BATCH):
+            yield chunk.slice(start, BATCH)
+
+
+def _words(digests: pa.ChunkedArray) -> NDArray[np.uint64]:
+    """The digests as pairs of numbers, uint64 [n, 2]."""
+    parts = (
+        np.frombuffer(chunk.buffers()[1], np.uint64).reshape(-1, 2)[chunk.offset : chunk.offset + len(chunk)]
+        for chunk in digests.chunks
+        if len(chunk)
     )
+    return np.concatenate([np.zeros((0, 2), np.uint64), *parts])
 
 
 def _interval(place: NDArray[np.uint64], count: int) -> NDArray[np.int64]:

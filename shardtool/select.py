@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -17,51 +17,86 @@ from numpy.typing import NDArray
 from shardtool import layout
 from shardtool.photo import Reason
 from shardtool.scan import Refusal, Scan, column
+from shardtool.similar import NearPair, near_pairs
 
 
-def select(scan: Scan, val_share: float, seed: int) -> Scan:
+def select(
+    scan: Scan, val_share: float, seed: int, keep_conflicts: bool = False, keep_leaks: bool = False
+) -> Scan:
     """The scan without conflicts and leaks, every photo with a split; the rest among the refused."""
-    rows = column(scan.photos, "row").astype(np.int32)
-    scan = _without(scan, layout.conflicting(_groups(scan), rows), "label conflict")
-    scan = _with_splits(scan, val_share, seed)
-    leaks = layout.leaking(_groups(scan), column(scan.photos, "split").astype(np.int8))
-    scan = _without(scan, leaks, "leak")
-    return replace(scan, refused=tuple(sorted(scan.refused, key=lambda refusal: refusal.source)))
+    chosen = _Chosen(scan, layout.same_bytes(scan.photos.column("digest")))
+    if not keep_conflicts:
+        rows = column(scan.photos, "row")
+        chosen = _without(chosen, layout.conflicting(chosen.groups, rows), "label conflict")
+    chosen = replace(chosen, scan=_with_splits(chosen.scan, val_share, seed))
+    if not keep_leaks:
+        splits = column(chosen.scan.photos, "split")
+        chosen = _without(chosen, layout.leaking(chosen.groups, splits), "leak")
+    return replace(chosen.scan, refused=tuple(sorted(chosen.scan.refused, key=lambda each: each.source)))
 
 
 def duplicates(scan: Scan) -> int:
     """Photos whose bytes stand more than once."""
-    groups = _groups(scan)
+    groups = layout.same_bytes(scan.photos.column("digest"))
     return int((np.bincount(groups)[groups] > 1).sum()) if len(groups) else 0
 
 
-def _groups(scan: Scan) -> NDArray[np.int64]:
-    return layout.same_bytes(scan.photos.column("digest").to_pylist())
+def near_duplicates(scan: Scan, within: bool) -> tuple[NearPair, ...]:
+    """Photos of different bytes that look alike, in different splits or, with `within`, anywhere; the
+    closest first. Empty when the photos were not decoded: nobody has looked at them."""
+    looks = scan.photos.column("look").to_pylist()
+    seen = np.flatnonzero([bool(look) for look in looks])
+    if not len(seen):
+        return ()
+    hashes = np.frombuffer(b"".join(looks), np.uint8).reshape(len(seen), -1)
+    photos = scan.photos.take(seen)
+    groups = layout.same_bytes(photos.column("digest"))
+    pairs, distances = near_pairs(hashes, column(photos, "split"), groups, within)
+    source = photos.column("source")
+    named = (
+        NearPair(source[int(first)].as_py(), source[int(second)].as_py(), int(distance))
+        for (first, second), distance in zip(pairs, distances, strict=True)
+    )
+    return tuple(sorted(named, key=lambda pair: (pair.distance, pair.first, pair.second)))
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The photos that are left; equal `groups` for equal bytes, int64 [photos]."""
+
+    scan: Scan
+    groups: NDArray[np.int64]
 
 
 def _with_splits(scan: Scan, val_share: float, seed: int) -> Scan:
     if not (column(scan.photos, "split") < 0).any():
         return scan
-    digests = scan.photos.column("digest").to_pylist()
-    splits = layout.make_splits(digests, column(scan.photos, "row").astype(np.int32), val_share, seed)
+    digests, rows = scan.photos.column("digest"), column(scan.photos, "row")
+    splits = layout.make_splits(digests, rows, val_share, seed)
     place = scan.photos.schema.get_field_index("split")
     return replace(scan, photos=scan.photos.set_column(place, "split", pa.array(splits, pa.int8())))
 
 
-def _without(scan: Scan, refused: NDArray[np.bool_], reason: Reason) -> Scan:
-    refusals = tuple(_refusals(scan, np.flatnonzero(refused), reason))
-    return replace(scan, photos=scan.photos.filter(pa.array(~refused)), refused=scan.refused + refusals)
+def _without(chosen: _Chosen, refused: NDArray[np.bool_], reason: Reason) -> _Chosen:
+    if not refused.any():
+        return chosen
+    scan = chosen.scan
+    refusals = tuple(_refusals(chosen, np.flatnonzero(refused), reason))
+    photos = scan.photos.filter(pa.array(~refused))
+    return _Chosen(replace(scan, photos=photos, refused=scan.refused + refusals), chosen.groups[~refused])
 
 
-def _refusals(scan: Scan, photos: NDArray[np.int64], reason: Reason) -> Iterator[Refusal]:
+def _refusals(chosen: _Chosen, photos: NDArray[np.int64], reason: Reason) -> Iterator[Refusal]:
     """Name, for each of these photos, another one with the same bytes: for a leak, the later split's."""
-    sources, groups = scan.photos.column("source").to_pylist(), _groups(scan)
-    splits = column(scan.photos, "split")
+    groups, splits = chosen.groups, column(chosen.scan.photos, "split")
+    concerned = np.flatnonzero(np.isin(groups, groups[photos]))
+    source = dict(
+        zip(concerned.tolist(), chosen.scan.photos.column("source").take(concerned).to_pylist(), strict=True)
+    )
     twins: dict[int, list[int]] = {}
-    for photo in np.flatnonzero(np.isin(groups, groups[photos])).tolist():
+    for photo in concerned.tolist():
         twins.setdefault(int(groups[photo]), []).append(photo)
     for photo in photos.tolist():
         others = [other for other in twins[int(groups[photo])] if other != photo]
-        witness = max(others, key=lambda other: int(splits[other]))
-        twin = sources[witness]
-        yield Refusal(sources[photo], reason, f"same bytes as {os.fsdecode(twin)}", twin)
+        twin = source[max(others, key=lambda other: int(splits[other]))]
+        yield Refusal(source[photo], reason, f"same bytes as {os.fsdecode(twin)}", twin)

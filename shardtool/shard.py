@@ -1,83 +1,94 @@
-"""One shard: its plan -> the tar and its sidecar; an independent job, the same bytes wherever it runs."""
+"""One shard: its plan -> the tar and its sidecar; an independent job, the same bytes wherever it runs.
+
+A plain photo is read from disk straight to its place behind its header, in a piece of the shard of about
+PIECE bytes. While one piece is being filled, another thread writes and hashes the one before.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import google_crc32c
+import numpy as np
 import pyarrow as pa
+import xxhash
 
-from shardtool import layout, tar
+from shardtool import tar
 from shardtool.errors import DatasetError, SourceChanged
-from shardtool.files import atomic, write_atomic
 from shardtool.index import read_sidecar, sidecar_bytes
-from shardtool.layout import ShardPlan
-from shardtool.photo import Refused, encode
-from shardtool.scan import column, content_digest, read_source
+from shardtool.layout import Annotations, ShardPlan, sample_sizes
+from shardtool.photo import Refused, Rules, encode
+from shardtool.scan import column, content_digest
+from shardtool.source import LocalSource, Source
+from shardtool.store import Folder, LocalFolder
 from shardtool.taxonomy import Taxonomy
 
-WRITE_BYTES = 4 << 20
+PIECE = 4 << 20
 
 
 @dataclass(frozen=True)
 class ShardJob:
     """All that a worker needs to write one shard: where from, where to, the plan."""
 
-    source: Path
-    out: Path
+    source: Source
+    out: Folder
     plan: ShardPlan
     taxonomy: Taxonomy
+    rules: Rules
+
+    def __str__(self) -> str:
+        return f"{self.plan.split}/{self.plan.name}"
 
     @property
-    def path(self) -> Path:
-        """The shard without its ending."""
-        return self.out / self.plan.split / self.plan.name
+    def tar(self) -> str:
+        """The shard's path in the dataset folder."""
+        return f"{self}.tar"
+
+    @property
+    def sidecar(self) -> str:
+        """The sidecar's path in the dataset folder."""
+        return f"{self}.parquet"
 
 
 def write_shard(job: ShardJob) -> int:
-    """Write one shard and its sidecar; returns the number of samples."""
-    sha256 = hashlib.sha256()
-    written = 0
-    with atomic(job.path.with_suffix(".tar")) as file:
-        for chunk in _chunks(job):
-            file.write(chunk)
-            sha256.update(chunk)
-            written += len(chunk)
-        assert written == job.plan.size, (written, job.plan.size)
-    table = sidecar_table(job.plan, job.taxonomy)
-    write_atomic(job.path.with_suffix(".parquet"), sidecar_bytes(table, sha256.hexdigest()))
+    """Write one shard and its sidecar; returns the number of samples. Raises SourceChanged, NoSpace."""
+    with job.out.create(job.tar) as file:
+        sha256 = _write(file, _pieces(job))
+        assert file.tell() == job.plan.size, (file.tell(), job.plan.size)
+    with job.out.create(job.sidecar) as file:
+        file.write(sidecar_bytes(sidecar_table(job.plan, job.taxonomy), sha256))
     return int(job.plan.photos.num_rows)
+
+
+def rehearse(job: ShardJob, pieces: int) -> int:
+    """Make the first pieces of a shard without writing them, to see how long that takes; returns bytes."""
+    return sum(len(piece) for piece, _ in zip(_pieces(job), range(pieces), strict=False))
 
 
 def up_to_date(job: ShardJob) -> bool:
     """Whether shard and sidecar are, byte for byte, what this plan would write.
 
-    Looking at the sidecar alone would keep a damaged shard, and one whose sidecar was not written yet.
+    Looking at the sidecar alone would keep a damaged shard, and one whose sidecar was not written yet. A
+    remote shard is not fetched for it: it is what was uploaded, and `verify` reads it.
     """
+    if job.out.files(job.plan.split).get(f"{job.plan.name}.tar") != job.plan.size:
+        return False
     try:
-        if job.path.with_suffix(".tar").stat().st_size != job.plan.size:
-            return False
-        data = job.path.with_suffix(".parquet").read_bytes()
-        sidecar = read_sidecar(data, str(job.path))
+        data = job.out.read(job.sidecar)
+        sidecar = read_sidecar(data, str(job))
         table = sidecar_table(job.plan, job.taxonomy)
         if not sidecar.equals(table):
             return False
-        sha256 = _sha256(job.path.with_suffix(".tar"))
+        if not isinstance(job.out, LocalFolder):
+            return True
+        return data == sidecar_bytes(table, job.out.sha256(job.tar))
     except (OSError, DatasetError):
         return False
-    return data == sidecar_bytes(table, sha256)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(WRITE_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def sidecar_table(plan: ShardPlan, taxonomy: Taxonomy) -> pa.Table:
@@ -85,69 +96,134 @@ def sidecar_table(plan: ShardPlan, taxonomy: Taxonomy) -> pa.Table:
     photos = plan.photos
     rows = column(photos, "row")
     species = taxonomy.row_species[rows]
-    offsets, position = [], 0
-    for source, row, size in zip(
-        photos.column("source").to_pylist(), rows.tolist(), column(photos, "size"), strict=True
-    ):
-        offsets.append(position + tar.BLOCK)
-        position += layout.sample_size(int(size), *layout.annotation(taxonomy, row, source))
-    return pa.table(
-        {
-            "key": photos.column("key"),
-            "offset": pa.array(offsets, pa.int64()),
-            "size": photos.column("size"),
-            "species_id": pa.array(species, pa.int32()),
-            "disease_id": pa.array(rows - taxonomy.offsets[species], pa.int32()),
-            "width": photos.column("width"),
-            "height": photos.column("height"),
-            "crc32c": photos.column("crc32c"),
-            "source": photos.column("source"),
-        }
-    )
+    ends = np.cumsum(sample_sizes(photos, taxonomy))
+    values = {
+        "offset": pa.array(np.concatenate([[0], ends[:-1]]) + tar.BLOCK, pa.int64()),
+        "species_id": pa.array(species, pa.int32()),
+        "disease_id": pa.array(rows - taxonomy.offsets[species], pa.int32()),
+        "source": photos.column("source").cast(pa.binary()),
+    }
+    names = ("key", "offset", "size", "species_id", "disease_id", "width", "height", "crc32c", "source")
+    return pa.table({name: values[name] if name in values else photos.column(name) for name in names})
 
 
-def _chunks(job: ShardJob) -> Iterator[bytes]:
-    """The shard's bytes in pieces of about WRITE_BYTES."""
-    buffer, size = [], 0
-    pending = 0
-    for piece in _members(job):
-        buffer.append(piece)
-        pending += len(piece)
-        if pending >= WRITE_BYTES:
-            yield b"".join(buffer)
-            size += pending
-            buffer, pending = [], 0
-    yield b"".join(buffer) + tar.ending(size + pending)
+class _Sample(NamedTuple):
+    """A row of the plan."""
+
+    source: bytes
+    row: int
+    size: int
+    key: str
+    digest: bytes
+    crc32c: int
+    rule: str
 
 
-def _members(job: ShardJob) -> Iterator[bytes]:
+def _write(file: BinaryIO, pieces: Iterable[memoryview]) -> str:
+    """Write all pieces, one behind; returns their SHA-256."""
+    sha256 = hashlib.sha256()
+
+    def put(piece: memoryview) -> None:
+        file.write(piece)
+        sha256.update(piece)
+
+    earlier: Future[None] | None = None
+    with ThreadPoolExecutor(1) as thread:
+        for piece in pieces:
+            if earlier is not None:
+                earlier.result()
+            earlier = thread.submit(put, piece)
+    if earlier is not None:
+        earlier.result()
+    return sha256.hexdigest()
+
+
+def _pieces(job: ShardJob) -> Iterator[memoryview]:
+    """The shard's bytes. A piece is valid until the one after the next is asked for."""
     photos = job.plan.photos
-    names = ("source", "row", "key", "digest", "crc32c")
-    for source, row, key, digest, crc32c in zip(
-        *(photos.column(name).to_pylist() for name in names), strict=True
-    ):
-        jpeg = _read_again(job, source, digest, crc32c)
-        cls, meta = layout.annotation(job.taxonomy, row, source)
-        stem = key.encode()
-        yield tar.member(stem + b".jpg", jpeg)
-        yield tar.member(stem + b".cls", cls)
-        yield tar.member(stem + b".json", meta)
-
-
-def _read_again(job: ShardJob, source: bytes, digest: bytes, crc32c: int) -> bytes:
-    """The JPEG of a photo that the scan has seen. Raises SourceChanged if it is another one now."""
-    path = os.path.join(os.fsencode(job.source), source)
-    for _ in range(2):  # a second look: the first may have met a file that is being copied
-        try:
-            data = read_source(path)
-        except Refused:
-            continue
-        if content_digest(data) == digest:
-            jpeg = encode(data, "header").data
-            assert google_crc32c.value(jpeg) == crc32c, source
-            return jpeg
-    raise SourceChanged(
-        "a photo changed while it was packed",
-        where=os.fsdecode(source),
-        cure="run the same command again when nothing writes to the source",
+    samples = list(
+        map(_Sample._make, zip(*(photos.column(name).to_pylist() for name in _Sample._fields), strict=True))
     )
+    sizes = sample_sizes(photos, job.taxonomy)
+    annotations = Annotations(job.taxonomy)
+    rooms = [bytearray(), bytearray()]
+    for number, (start, stop) in enumerate(_cuts(sizes.tolist())):
+        wanted = int(sizes[start:stop].sum())
+        room = rooms[number % 2]
+        if len(room) < wanted:
+            room = rooms[number % 2] = bytearray(max(wanted, PIECE))
+        piece = memoryview(room)[:wanted]
+        _fill(job, samples[start:stop], annotations, piece)
+        yield piece
+    yield memoryview(tar.ending(int(sizes.sum())))
+
+
+def _cuts(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Start and stop of runs of samples that take at most PIECE bytes, or of one sample that takes more."""
+    start = total = 0
+    for number, size in enumerate(sizes):
+        if total and total + size > PIECE:
+            yield start, number
+            start, total = number, 0
+        total += size
+    if total:
+        yield start, len(sizes)
+
+
+def _fill(job: ShardJob, samples: Sequence[_Sample], annotations: Annotations, piece: memoryview) -> None:
+    """Put the members of these samples into a piece of the shard."""
+    blocks_of_piece = np.frombuffer(piece, np.uint8).reshape(-1, tar.BLOCK)
+    blocks_of_piece[:] = 0
+    names: list[bytes] = []
+    sizes: list[int] = []
+    starts: list[int] = []
+    places: list[memoryview] = []
+    position = 0
+    for sample in samples:
+        stem = sample.key.encode()
+        cls, meta = annotations(sample.row, sample.source)
+        names += (stem + b".jpg", stem + b".cls", stem + b".json")
+        sizes += (sample.size, len(cls), len(meta))
+        jpeg_at = position + tar.BLOCK
+        cls_at = jpeg_at + tar.padded(sample.size) + tar.BLOCK
+        meta_at = cls_at + tar.padded(len(cls)) + tar.BLOCK
+        starts += (position, cls_at - tar.BLOCK, meta_at - tar.BLOCK)
+        places.append(piece[jpeg_at : jpeg_at + sample.size])
+        piece[cls_at : cls_at + len(cls)] = cls
+        piece[meta_at : meta_at + len(meta)] = meta
+        position = meta_at + tar.padded(len(meta))
+    headers = tar.headers(names, np.array(sizes, np.int64))
+    blocks_of_piece[np.array(starts) // tar.BLOCK] = headers
+    _place_photos(job, samples, places)
+
+
+def _place_photos(job: ShardJob, samples: Sequence[_Sample], places: Sequence[memoryview]) -> None:
+    """Read every photo to its place. Raises SourceChanged if one is no longer what the scan has seen."""
+    pending = list(zip(samples, places, strict=True))
+    if isinstance(job.source, LocalSource):
+        fill, digest = job.source.fill, xxhash.xxh3_128_digest
+        pending = [
+            (sample, place)
+            for sample, place in pending
+            if sample.rule or not fill(sample.source, place) or digest(place) != sample.digest
+        ]
+    for _ in range(2):  # a second look: the first may have met a file that is being copied
+        found = job.source.read_many([sample.source for sample, _ in pending])
+        answers = zip(pending, found, strict=True)
+        pending = [pair for pair, data in answers if not _place(pair[0], pair[1], data, job.rules)]
+    if pending:
+        raise SourceChanged(
+            "a photo changed while it was packed",
+            where=os.fsdecode(pending[0][0].source),
+            cure="run the same command again when nothing writes to the source",
+        )
+
+
+def _place(sample: _Sample, place: memoryview, data: bytes | Refused, rules: Rules) -> bool:
+    """Put the JPEG of a source file into its place; False if it is another file now."""
+    if isinstance(data, Refused) or content_digest(data) != sample.digest:
+        return False
+    jpeg = encode(data, "header", rules).data if sample.rule else data
+    assert google_crc32c.value(jpeg) == sample.crc32c, sample.source
+    place[:] = jpeg
+    return True

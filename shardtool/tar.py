@@ -8,9 +8,12 @@ follow from its members alone, and its size is known before a byte is written.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
 
 from shardtool.errors import DatasetError
 
@@ -22,6 +25,7 @@ MAX_PAYLOAD = 8**11 - 1  # eleven octal digits
 _MODE_OWNER = b"0000644\x000000000\x000000000\x00"
 _MTIME = b"00000000000\x00"
 _TAIL = (b"0" + bytes(100) + b"ustar\x0000").ljust(356, b"\0")
+_TEMPLATE = np.frombuffer(bytes(100) + _MODE_OWNER + bytes(12) + _MTIME + bytes(8) + _TAIL, dtype=np.uint8)
 _FIXED_SUM = sum(_MODE_OWNER) + sum(_MTIME) + sum(_TAIL) + 8 * ord(" ")
 
 
@@ -37,6 +41,11 @@ class Member:
 def padded(size: int) -> int:
     """Bytes that a payload of `size` takes in the file."""
     return -(-size // BLOCK) * BLOCK
+
+
+def padded_all(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """`padded` of many payloads. int64 [n]"""
+    return -(-sizes // BLOCK) * BLOCK
 
 
 def header(name: bytes, size: int) -> bytes:
@@ -61,6 +70,29 @@ def ending(size: int) -> bytes:
 def file_size(members_size: int) -> int:
     """Size of a whole shard whose members take `members_size` bytes."""
     return members_size + len(ending(members_size))
+
+
+def file_sizes(members_sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """`file_size` of many shards. int64 [n]"""
+    return -(-(members_sizes + 2 * BLOCK) // RECORD) * RECORD
+
+
+def headers(names: Sequence[bytes], sizes: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """`header` of many members at once. uint8 [n, BLOCK]"""
+    assert len(names) == len(sizes)
+    assert sizes.max(initial=0) <= MAX_PAYLOAD, sizes.max()
+    blocks = np.tile(_TEMPLATE, (len(names), 1))
+    blocks[:, :100] = np.array(names, dtype="S100").view(np.uint8).reshape(-1, 100)
+    blocks[:, 124:135] = _octal_digits(sizes, 11)
+    sums = blocks.sum(axis=1, dtype=np.int64) + 8 * ord(" ")  # the checksum's own field counts as blanks
+    blocks[:, 148:154] = _octal_digits(sums, 6)
+    blocks[:, 155] = ord(" ")
+    return blocks
+
+
+def _octal_digits(numbers: NDArray[np.int64], count: int) -> NDArray[np.uint8]:
+    shifts = np.arange(3 * (count - 1), -1, -3)
+    return ((numbers[:, None] >> shifts & 7) + ord("0")).astype(np.uint8)
 
 
 def members(file: BinaryIO, where: str) -> Iterator[Member]:

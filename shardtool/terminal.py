@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -26,7 +27,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from shardtool.errors import Status, UserError
+from shardtool.errors import NoSpace, Status, UserError
 
 console = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -76,6 +77,16 @@ def size_text(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def time_text(seconds: float) -> str:
+    """A duration for people: 4.2 s, 12 min, 3 h 05."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d}"
 
 
 def table(title: str, *columns: str) -> Table:
@@ -165,8 +176,13 @@ def run(app: typer.Typer, as_json: bool | None = None) -> NoReturn:
 
 
 def _system_error(error: OSError) -> UserError:
+    what = error.strerror or str(error)
     where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
-    return UserError(error.strerror or str(error), where=where, cure="see that it is there and allowed")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(what, where=where, cure="free some and run the same command again")
+    if error.errno == errno.EIO:
+        return UserError(what, where=where, cure="the disk fails: see what the system logged (dmesg)")
+    return UserError(what, where=where, cure="see that it is there and allowed")
 
 
 def finish(error: UserError) -> NoReturn:

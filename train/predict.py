@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from shardtool.photo import Refused, encode
-from shardtool.scan import read_source
+from shardtool.source import read_source
 from shardtool.taxonomy import Taxonomy
 from train.augment import EvalTransform
 from train.data import decode, decode_side, prepare

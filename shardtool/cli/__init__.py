@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from shardtool import terminal
 from shardtool.cli.app import app
-from shardtool.cli.inspect import info, verify
-from shardtool.cli.make import specimens
+from shardtool.cli.inspect import cat, explain, info, verify
+from shardtool.cli.make import export, index, specimens
 from shardtool.cli.pack import pack
 
-for command in (pack, verify, info, specimens):
+for command in (pack, index, verify, info, cat, explain, export, specimens):
     app.command()(command)
 
 

@@ -30,7 +30,7 @@ Folder = Annotated[Path, typer.Argument(help="Folder of a packed dataset.")]
 CPUS = terminal.cpus()
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _main(
     version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print it.")] = False,
 ) -> None:

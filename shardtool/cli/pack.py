@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,25 +15,50 @@ from shardtool.cli.inspect import info_json, show_info
 from shardtool.errors import Status, UsageError
 
 if TYPE_CHECKING:
-    from shardtool.pack import Packed, Plan
+    from shardtool.pack import MaxRefused, Packed, Plan
     from shardtool.scan import Scan
 
 LISTED = 10
 
 
 def pack(
-    source: Annotated[Path, typer.Argument(help="split/species/disease/photo, or species/disease/photo.")],
-    out: Annotated[Path, typer.Option(help="Folder of the packed dataset.")] = Path("data/shards"),
+    source: Annotated[str, typer.Argument(help="split/species/disease/photo, or species/disease/photo.")],
+    out: Annotated[str, typer.Option(help="Folder or URL of the packed dataset.")] = "data/shards",
     shard_size: Annotated[str, typer.Option(help="Size of a shard, about: 1GB, 64MB.")] = "1GB",
     workers: Workers = CPUS,
+    cluster: Annotated[
+        str, typer.Option(help="Pack on a Dask cluster: tcp://scheduler:8786; the same bytes.")
+    ] = "",
     seed: Annotated[int, typer.Option(help="Seed of the shuffle.", min=0)] = 0,
     check: Annotated[
         str, typer.Option(help="decode: refuse what does not decode; header: trust the pixels.")
     ] = "decode",
+    max_side: Annotated[
+        int, typer.Option(help="Shrink photos whose longer side has more pixels; 0: none.", min=0)
+    ] = 0,
+    quality: Annotated[int, typer.Option(help="JPEG quality of converted and shrunk photos.")] = 95,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Rewrite progressive JPEGs, without loss: they decode slowly.")
+    ] = False,
     split: Annotated[
         str, typer.Option(help="Train/val shares for a tree without split folders.")
     ] = "0.9/0.1",
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at a refused photo.")] = False,
+    merge_twins: Annotated[
+        bool, typer.Option("--merge-twins", help="One class for folders that differ only in case or blanks.")
+    ] = False,
+    keep_conflicts: Annotated[
+        bool, typer.Option("--keep-conflicts", help="Keep photos whose copies bear another label.")
+    ] = False,
+    keep_leaks: Annotated[
+        bool, typer.Option("--keep-leaks", help="Keep photos whose copies stand in a later split.")
+    ] = False,
+    near_duplicates: Annotated[
+        bool, typer.Option("--near-duplicates", help="List look-alikes inside a split, too.")
+    ] = False,
+    max_refused: Annotated[
+        str | None, typer.Option(help="Pack nothing when more files are refused: 100, or 1%.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="The same as --max-refused 0.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and plan, to the byte; write nothing.")
     ] = False,
@@ -45,51 +70,104 @@ def pack(
 
     Example: shardtool pack data/organized --out data/shards --workers 8
     """
-    from shardtool.executor import processes
-    from shardtool.pack import PackOptions, plan_pack
+    from shardtool.executor import engine
+    from shardtool.pack import MaxRefused, PackOptions, plan_pack
     from shardtool.pack import pack as pack_tree
 
     if check not in ("decode", "header"):
         raise UsageError(f"--check {check}", cure="use decode or header")
-    options = PackOptions(parse_size(shard_size), seed, check, parse_split(split))  # type: ignore[arg-type]
+    options = PackOptions(
+        shard_size=parse_size(shard_size),
+        seed=seed,
+        check=check,  # type: ignore[arg-type]
+        val_share=parse_split(split),
+        max_side=max_side,
+        quality=quality,
+        baseline=baseline,
+        merge_twins=merge_twins,
+        keep_conflicts=keep_conflicts,
+        keep_leaks=keep_leaks,
+    )
+    limit = MaxRefused() if strict else parse_max_refused(max_refused)
     show = terminal.silent if as_json else terminal.progress
     if dry_run:
-        with processes(workers) as executor:
-            plan = plan_pack(source, options, executor, workers, strict, show)
-        _tell_plan(plan, as_json)
+        with engine(workers, cluster) as (executor, threads):
+            plan = plan_pack(
+                source, options, executor=executor, workers=threads, max_refused=limit, progress=show
+            )
+        _tell_plan(plan, plan.seconds(threads), as_json)
         scan = plan.scan
     else:
-        packed = pack_tree(source, out, options, workers, strict, show)
+        packed = pack_tree(
+            source,
+            out,
+            options,
+            workers=workers,
+            cluster=cluster,
+            max_refused=limit,
+            near_within=near_duplicates,
+            progress=show,
+            tell=terminal.say,
+        )
         _tell_packed(packed, out, as_json)
         scan = packed.scan
     if scan.refused:
         raise typer.Exit(Status.SOME_REFUSED)
 
 
-def _tell_packed(packed: Packed, out: Path, as_json: bool) -> None:
+def parse_max_refused(text: str | None) -> MaxRefused | None:
+    """A number of files, or with % a share of them. Raises UsageError."""
+    from shardtool.pack import MaxRefused
+
+    if text is None:
+        return None
+    try:
+        limit = MaxRefused(share=float(text[:-1]) / 100) if text.endswith("%") else MaxRefused(int(text))
+    except ValueError:
+        raise UsageError(f"--max-refused {text!r}", cure="write 100 or 1%") from None
+    if limit.count < 0 or not 0 <= limit.share <= 1:
+        raise UsageError(f"--max-refused {text}", cure="write 100 or 1%")
+    return limit
+
+
+def _tell_packed(packed: Packed, out: str, as_json: bool) -> None:
+    from shardtool.store import shown
+
     if as_json:
-        counts = {"written_shards": packed.written_shards, "kept_shards": packed.kept_shards}
+        counts = {
+            "near_duplicates": len(packed.near),
+            "written_shards": len(packed.written),
+            "kept_shards": packed.kept,
+            "written": packed.written,
+            "removed": packed.removed,
+        }
         terminal.emit({**info_json(packed.manifest), **_left_out_json(packed.scan), **counts})
         return
     _show_refused(packed.scan)
     show_info(packed.manifest)
     _show_left_out(packed.scan)
-    kept = f", {packed.kept_shards} were up to date" if packed.kept_shards else ""
-    terminal.say(f"{packed.written_shards} shards written{kept}: {terminal.clean(out)}")
+    if packed.near:
+        terminal.say(f"look-alikes, kept: {len(packed.near):,} pairs (side by side in report.html)")
+    kept = f", {packed.kept} were up to date" if packed.kept else ""
+    terminal.say(f"{len(packed.written)} shards written{kept}: {terminal.clean(shown(out))}")
+    if packed.kept:
+        _show_names("written anew", packed.written)
+    _show_names("removed", packed.removed)
 
 
-def _tell_plan(plan: Plan, as_json: bool) -> None:
+def _show_names(label: str, names: Sequence[str]) -> None:
+    if names:
+        more = f" and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
+        terminal.say(f"{label}: {', '.join(names[:LISTED])}{more}")
+
+
+def _tell_plan(plan: Plan, seconds: float, as_json: bool) -> None:
     splits = {
-        name: {
-            "samples": sum(shard.photos.num_rows for shard in shards),
-            "shards": len(shards),
-            "bytes": sum(shard.size for shard in shards),
-        }
-        for name in dict.fromkeys(shard.split for shard in plan.shards)
-        for shards in [[shard for shard in plan.shards if shard.split == name]]
+        name: {"samples": int(shards.counts.sum()), "shards": len(shards), "bytes": int(shards.sizes.sum())}
+        for name, shards in plan.layouts.items()
     }
     if as_json:
-        terminal.emit({"splits": splits, **_left_out_json(plan.scan)})
+        terminal.emit({"splits": splits, "writing_seconds": seconds, **_left_out_json(plan.scan)})
         return
     _show_refused(plan.scan)
     table = terminal.table("", "split", "photos", "shards", "bytes")
@@ -97,7 +175,8 @@ def _tell_plan(plan: Plan, as_json: bool) -> None:
         table.add_row(name, *(f"{count:,}" for count in counts.values()))
     terminal.console.print(table)
     _show_left_out(plan.scan)
-    terminal.say(f"{plan.scan.taxonomy.rows:,} classes; nothing was written")
+    terminal.say(f"{plan.scan.taxonomy.rows:,} classes; writing takes about {terminal.time_text(seconds)}")
+    terminal.say("nothing was written")
 
 
 def _left_out_json(scan: Scan) -> dict[str, object]:
@@ -110,6 +189,7 @@ def _left_out_json(scan: Scan) -> dict[str, object]:
         ],
         "ignored": dict(scan.ignored),
         "converted": dict(scan.converted),
+        "progressive": scan.progressive,
         "duplicates": duplicates(scan),
     }
 
@@ -130,5 +210,7 @@ def _show_left_out(scan: Scan) -> None:
         if counts:
             parts = ", ".join(f"{terminal.clean(name)} {n:,}" for name, n in sorted(counts.items()))
             terminal.say(f"{label}: {parts}")
+    if scan.progressive:
+        terminal.say(f"progressive JPEGs, slow to decode: {scan.progressive:,} (--baseline rewrites them)")
     if copies := duplicates(scan):
         terminal.say(f"duplicates inside a class, kept: {copies:,}")

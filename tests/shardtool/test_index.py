@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -16,7 +18,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from shardtool.errors import CorruptSample, DatasetError, UsageError
-from shardtool.index import SIDECAR, Split, open_manifest, open_split
+from shardtool.index import (
+    SIDECAR,
+    Manifest,
+    Split,
+    open_manifest,
+    open_split,
+    shards_folder,
+    sidecar_bytes,
+)
 
 
 @pytest.fixture
@@ -196,36 +206,71 @@ def test_damage_is_found_in_a_remote_dataset_too(remote: str) -> None:
         open_split(f"{remote}/train")
 
 
-class Web(fsspec.AbstractFileSystem):
-    """A remote whose paths are whole addresses, as those of fsspec's HTTP file system are."""
-
-    protocol = "web"
-    root = Path()
-
-    @classmethod
-    def _strip_protocol(cls, path: str) -> str:
-        return path
-
-    def _place(self, path: str) -> Path:
-        if not path.startswith("web://host/"):
-            raise ValueError(f"not an address: {path}")
-        return self.root / path.removeprefix("web://host/")
-
-    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: object) -> bytes:
-        return self._place(path).read_bytes()[start:end]
-
-    def ls(self, path: str, detail: bool = True, **_: object) -> list[dict[str, object]]:
-        return [
-            {"name": f"{path}/{inside.name}", "size": inside.stat().st_size, "type": "file"}
-            for inside in self._place(path).iterdir()
-        ]
+# --- Shards without checksums, and shards elsewhere ---------------------------------------------
 
 
-def test_a_dataset_is_read_by_its_web_address(train: Split, packed: Path) -> None:
-    fsspec.register_implementation("web", Web, clobber=True)
-    Web.root = packed.parent
-    there = open_split(f"web://host/{packed.name}/train")
-    assert there.read([3]) == train.read([3])
+def forget_checksums(folder: Path, base: str = "") -> None:
+    """Rewrite the training split as an index of foreign shards has it."""
+    manifest = json.loads((folder / "dataset.json").read_text())
+    for entry in manifest["splits"]["train"]["shards"]:
+        path = folder / f"train/{entry['name']}.parquet"
+        table = pq.read_table(path)
+        place = table.schema.get_field_index("crc32c")
+        data = sidecar_bytes(table.set_column(place, "crc32c", pa.nulls(table.num_rows, pa.uint32())), "")
+        path.write_bytes(data)
+        entry.update(sha256="", sidecar_sha256=hashlib.sha256(data).hexdigest())
+    if base:
+        manifest["splits"]["train"]["base"] = base
+    (folder / "dataset.json").write_text(json.dumps(manifest))
+
+
+def test_photos_without_checksums_are_read_unchecked_but_never_short(packed_copy: Path) -> None:
+    forget_checksums(packed_copy)
+    split = open_split(str(packed_copy / "train"))
+    assert not split.check
+    assert split.crc32c.dtype == np.uint32
+    assert len(split.read(range(36))) == 36
+    os.truncate(packed_copy / f"train/{split.shards[0]}.tar", int(split.offset[1]) + 10)
+    assert split.read([0])
+    with pytest.raises(CorruptSample, match="10 bytes came"):
+        split.read([1])
+
+
+@pytest.mark.parametrize("where", ["beside", "above", "absolute", "url"])
+def test_shards_may_lie_elsewhere_than_their_sidecars(
+    packed: Path, packed_copy: Path, remote: str, tmp_path: Path, where: str
+) -> None:
+    expected = open_split(str(packed / "train")).read(range(36))
+    for path in packed_copy.glob("train/*.tar"):
+        path.unlink()
+    shutil.copytree(packed / "train", tmp_path / "tars", ignore=shutil.ignore_patterns("*.parquet"))
+    base = {
+        "beside": "../../tars",
+        "above": str(tmp_path / "shards/../tars"),
+        "absolute": str(tmp_path / "tars"),
+        "url": f"{remote}/train",
+    }[where]
+    forget_checksums(packed_copy, base)
+    split = pickle.loads(pickle.dumps(open_split(str(packed_copy / "train"))))
+    assert split.read(range(36)) == expected
+
+
+def test_a_remote_dataset_cannot_name_files_of_this_machine(remote: str) -> None:
+    for base in ("/etc", "file:///etc"):
+        with pytest.raises(DatasetError, match="of this machine"):
+            shards_folder(f"{remote}/train", base)
+    assert shards_folder("s3://b/x/train", "..") == "s3://b/x"
+    assert shards_folder("s3://b/x/train", "gs://other/y") == "gs://other/y"
+    assert shards_folder("s3://b/x/train", "") == "s3://b/x/train"
+    assert shards_folder("x/train", "") == "x/train"
+
+
+def test_a_manifest_without_bases_is_written_as_before(packed: Path) -> None:
+    manifest = open_manifest(str(packed))
+    assert manifest.bases == {}
+    assert manifest.to_json() == json.loads((packed / "dataset.json").read_text())
+    moved = replace(manifest, bases={"val": ".."})
+    assert Manifest.from_json(moved.to_json()) == moved
 
 
 def test_a_pickled_split_reads_in_another_life(train: Split, remote: str) -> None:

@@ -37,13 +37,22 @@ def photos(count: int, size: int = 4000) -> list[dict[str, object]]:
             "crc32c": number,
             "digest": number.to_bytes(16, "little"),
             "rule": "",
+            "progressive": False,
+            "look": b"",
         }
         for number in range(count)
     ]
 
 
+def column(values: list[bytes]) -> pa.ChunkedArray:
+    """16 bytes a photo, in two chunks, the second of them a slice."""
+    array = pa.array(values, pa.binary(16))
+    return pa.chunked_array([array[: len(values) // 2], array[len(values) // 2 :]])
+
+
 def plan(rows: list[dict[str, object]], shard_size: int = 200_000, seed: int = 0) -> list[ShardPlan]:
-    return layout.plan(pa.Table.from_pylist(rows, schema=PHOTOS), TAXONOMY, "train", seed, shard_size)
+    table = pa.Table.from_pylist(rows, schema=PHOTOS)
+    return list(layout.plan(table, TAXONOMY, ("train",), seed, shard_size).get("train", ()))
 
 
 def contents(plans: list[ShardPlan]) -> list[list[tuple[bytes, bytes]]]:
@@ -58,7 +67,7 @@ def dense(values: list[int]) -> NDArray[np.int64]:
 
 
 def make_splits(groups: NDArray[np.int64], rows: NDArray[np.int32], share: float, seed: int) -> list[int]:
-    digests = [int(group).to_bytes(16, "little") for group in groups]
+    digests = column([int(group).to_bytes(16, "little") for group in groups])
     return layout.make_splits(digests, rows, share, seed).tolist()
 
 
@@ -72,6 +81,18 @@ def test_every_photo_is_in_exactly_one_shard(count: int, shard_size: int) -> Non
     assert sorted(placed) == [row["source"] for row in photos(count)]
 
 
+def test_each_split_is_planned_as_if_it_were_alone() -> None:
+    rows = [{**row, "split": number % 3} for number, row in enumerate(photos(300))]
+    names = ("train", "val", "test")
+    together = layout.plan(pa.Table.from_pylist(rows, schema=PHOTOS), TAXONOMY, names, 0, 50_000)
+    assert list(together) == list(names)
+    for number, name in enumerate(names):
+        alone = plan([{**row, "split": 0} for row in rows if row["split"] == number], 50_000)
+        assert contents(list(together[name])) == contents(alone)
+        assert [shard.size for shard in together[name]] == [shard.size for shard in alone]
+        assert together[name].counts.tolist() == [shard.photos.num_rows for shard in alone]
+
+
 def test_no_photos_make_no_shards() -> None:
     assert plan([]) == []
 
@@ -80,7 +101,7 @@ def test_the_size_of_a_shard_is_exact() -> None:
     for shard in plan(photos(300)):
         inside = 0
         for row in shard.photos.to_pylist():
-            cls, meta = layout.annotation(TAXONOMY, row["row"], row["source"])
+            cls, meta = layout.Annotations(TAXONOMY)(row["row"], row["source"])
             for payload in (row["size"], len(cls), len(meta)):
                 inside += tar.BLOCK + -(-payload // tar.BLOCK) * tar.BLOCK
         assert shard.size == tar.file_size(inside)
@@ -154,13 +175,15 @@ def test_keys_are_24_hex_digits_and_unique() -> None:
 
 
 def test_copies_of_a_photo_have_keys_of_their_own_and_a_changed_photo_gets_a_new_one() -> None:
-    first, copy, changed = layout.keys([b"a.jpg", b"b.jpg", b"a.jpg"], [bytes(16), bytes(16), b"x" * 16])
+    first, copy, changed = layout.keys(
+        pa.chunked_array([[b"a.jpg", b"b.jpg", b"a.jpg"]]), column([bytes(16), bytes(16), b"x" * 16])
+    )
     assert len({first, copy, changed}) == 3
 
 
 @given(st.binary(min_size=1, max_size=60), st.integers(0, TAXONOMY.rows - 1))
 def test_the_json_member_gives_the_original_path_back_byte_for_byte(source: bytes, row: int) -> None:
-    cls, meta = layout.annotation(TAXONOMY, row, source)
+    cls, meta = layout.Annotations(TAXONOMY)(row, source)
     value = json.loads(meta)
     assert value["source"].encode("utf-8", "surrogateescape") == source
     assert (value["species"], value["disease"]) == TAXONOMY.row_names[row]
@@ -170,7 +193,7 @@ def test_the_json_member_gives_the_original_path_back_byte_for_byte(source: byte
 
 
 def test_the_original_path_comes_back_with_fsencode() -> None:
-    value = json.loads(layout.annotation(TAXONOMY, 0, b"Caf\xe9/\xff.jpg")[1])
+    value = json.loads(layout.Annotations(TAXONOMY)(0, b"Caf\xe9/\xff.jpg")[1])
     assert os.fsencode(value["source"]) == b"Caf\xe9/\xff.jpg"
 
 
@@ -181,14 +204,14 @@ def test_the_original_path_comes_back_with_fsencode() -> None:
 def test_equal_digests_and_only_they_share_a_group(digests: list[bytes], random: np.random.Generator) -> None:
     digests = digests + digests[: len(digests) // 2]
     random.shuffle(digests)  # type: ignore[arg-type]
-    groups = layout.same_bytes(digests).tolist()
+    groups = layout.same_bytes(column(digests)).tolist()
     assert len(set(zip(groups, digests, strict=True))) == len(set(digests)) == len(set(groups))
     assert sorted(set(groups)) == list(range(len(set(digests))))
 
 
 def test_digests_that_differ_in_one_half_are_different() -> None:
     digests = [bytes(16), bytes(8) + b"1" * 8, b"1" * 8 + bytes(8), bytes(16)]
-    groups = layout.same_bytes(digests)
+    groups = layout.same_bytes(column(digests))
     assert groups[0] == groups[3]
     assert len(set(groups.tolist())) == 3
 

@@ -23,7 +23,7 @@ from PIL import Image
 from shardtool.errors import ResumeRefused, SourceChanged, UsageError, UserError
 from shardtool.files import exclusive
 from shardtool.index import open_manifest, open_split
-from shardtool.pack import Packed, PackOptions, pack
+from shardtool.pack import MaxRefused, Packed, PackOptions, pack
 from shardtool.select import duplicates
 from shardtool.terminal import Advance, OpenProgress
 from shardtool.verify import verify
@@ -32,6 +32,7 @@ Jpeg = Callable[..., bytes]
 Grow = Callable[..., Path]
 Digests = Callable[[Path], dict[str, str]]
 Cli = Callable[..., subprocess.CompletedProcess[str]]
+FILES = ("dataset.json", "report.json", "report.html", "README.md", "croissant.json")
 SMALL = PackOptions(shard_size=40_000)
 
 
@@ -75,12 +76,12 @@ def hooked(label: str, hook: Callable[[], None]) -> OpenProgress:
 # --- What is there -----------------------------------------------------------------------------
 
 
-def test_the_output_is_shards_sidecars_and_three_files(packed: Path) -> None:
+def test_the_output_is_shards_sidecars_and_five_files(packed: Path) -> None:
     names = {str(path.relative_to(packed)) for path in packed.rglob("*") if path.is_file()}
     tars = shards(packed)
     assert len(tars) > 4
     sidecars = {name.replace(".tar", ".parquet") for name in tars}
-    assert names == {*tars, *sidecars, "dataset.json", "report.json", "report.html", ".lock"}
+    assert names == {*tars, *sidecars, *FILES, ".lock"}
 
 
 def test_dataset_json_tells_what_is_there(packed: Path, packing: PackOptions) -> None:
@@ -98,7 +99,7 @@ def test_dataset_json_tells_what_is_there(packed: Path, packing: PackOptions) ->
 
 
 def test_no_report_holds_a_time_or_a_place_of_this_machine(packed: Path, specimens: Path) -> None:
-    for name in ("dataset.json", "report.json", "report.html"):
+    for name in FILES:
         text = (packed / name).read_text()
         assert str(specimens) not in text
         assert str(packed) not in text
@@ -173,7 +174,7 @@ def test_the_source_is_only_read(specimens: Path, packing: PackOptions, tmp_path
 def test_a_second_pack_writes_no_shard(specimens: Path, packed_copy: Path, digests: Digests) -> None:
     before, content = inodes(packed_copy), digests(packed_copy)
     done = pack(specimens, packed_copy, SMALL)
-    assert (done.written_shards, done.kept_shards) == (0, len(shards(packed_copy)))
+    assert (done.written, done.kept) == ((), len(shards(packed_copy)))
     assert inodes(packed_copy) == before
     assert digests(packed_copy) == content
 
@@ -182,9 +183,10 @@ def test_a_changed_photo_rewrites_one_shard(specimens_copy: Path, packed_copy: P
     before = inodes(packed_copy)
     photo = sorted(specimens_copy.glob("train/*/*/*.jpg"))[11]
     photo.write_bytes(jpeg(1, 40, 40))
-    assert pack(specimens_copy, packed_copy, SMALL).written_shards == 1
+    done = pack(specimens_copy, packed_copy, SMALL)
+    assert len(done.written) == 1
     changed = rewritten(before, packed_copy)
-    assert len({Path(name).stem for name in changed}) == 1
+    assert {name.rpartition(".")[0] for name in changed} == set(done.written)
     assert verify(packed_copy, deep=True).findings == ()
 
 
@@ -196,7 +198,7 @@ def test_a_photo_changed_into_one_of_the_same_size_is_noticed(
     data[data.index(b"\xff\xda") + 40] ^= 1
     photo.write_bytes(data)
     os.utime(photo, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert pack(specimens_copy, packed_copy, PackOptions(40_000)).written_shards == 1
+    assert len(pack(specimens_copy, packed_copy, PackOptions(40_000)).written) == 1
 
 
 @pytest.mark.parametrize("change", ["class removed", "class renamed", "split removed", "class added"])
@@ -377,14 +379,16 @@ def test_strict_stops_at_a_refused_photo_and_publishes_nothing(
 ) -> None:
     tree = grow(tmp_path / "tree", {"train/A/x/1.jpg": jpeg(1), "train/A/x/2.jpg": b""})
     with pytest.raises(UserError, match=r"train/A/x/2\.jpg"):
-        pack(tree, tmp_path / "out", strict=True)
+        pack(tree, tmp_path / "out", max_refused=MaxRefused())
     assert shards(tmp_path / "out") == []
     assert not (tmp_path / "out/dataset.json").exists()
 
 
 def test_a_tree_of_refused_photos_only_packs_nothing_and_says_so(tmp_path: Path, grow: Grow) -> None:
     tree = grow(tmp_path / "tree", {"A/x/1.jpg": b"", "A/x/2.jpg": b"<html>"})
-    with pytest.raises(UserError, match=r"every photo was refused; the first: empty, 0 bytes .A/x/1\.jpg"):
+    with pytest.raises(
+        UserError, match=r"every one of 2 files was refused; the first: empty, 0 bytes .A/x/1\.jpg"
+    ):
         pack(tree, tmp_path / "out")
     assert not (tmp_path / "out/dataset.json").exists()
 
@@ -465,7 +469,7 @@ def test_a_photo_that_changes_between_scan_and_write_stops_the_pack(
 
     out = tmp_path / "out"
     with pytest.raises(SourceChanged) as caught:
-        pack(specimens_copy, out, SMALL, workers, progress=hooked("writing photos", disturb))
+        pack(specimens_copy, out, SMALL, workers=workers, progress=hooked("writing photos", disturb))
     assert caught.value.where == str(photo.relative_to(specimens_copy))
     assert not (out / "dataset.json").exists()
     assert not list(out.rglob(".tmp-*"))
@@ -622,4 +626,4 @@ def test_a_second_packer_stops_at_once_and_names_the_first(
 
 def test_the_lock_of_a_dead_packer_blocks_nobody(specimens: Path, tmp_path: Path, grow: Grow) -> None:
     out = grow(tmp_path / "out", {".lock": b'{"pid": 1, "host": "gone", "since": 0}'})
-    assert pack(specimens, out, SMALL).written_shards > 0
+    assert pack(specimens, out, SMALL).written

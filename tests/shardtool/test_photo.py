@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shutil
 import struct
 import warnings
 import zlib
@@ -12,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
-from shardtool.photo import MAX_PIXELS, Encoded, Refused, encode
+from shardtool.photo import MAX_PIXELS, Encoded, Refused, Rules, encode
 
 ORIENTATION = 0x0112
 RED, GREEN, BLUE, WHITE = (220, 30, 40), (20, 160, 60), (30, 40, 200), (255, 255, 255)
@@ -71,7 +73,7 @@ def refusal(data: bytes, **options: Any) -> str:
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"optimize": True}])
 def test_a_plain_jpeg_is_kept_byte_for_byte(check: Any, options: dict[str, Any]) -> None:
     data = saved(halves(RED, BLUE), "JPEG", **options)
-    assert encode(data, check) == Encoded(data, 32, 16, "")
+    assert encode(data, check) == Encoded(data, 32, 16, "", "progressive" in options)
 
 
 def test_an_upright_jpeg_with_exif_is_kept_byte_for_byte() -> None:
@@ -316,3 +318,76 @@ def test_whatever_is_changed_in_an_image_it_is_encoded_or_refused(data: st.DataO
 )
 def test_arbitrary_bytes_are_refused_and_raise_nothing_else(noise: bytes, magic: bytes) -> None:
     assert refusal(magic + noise)
+
+
+# --- Rules: shrink, quality, baseline, GPS ------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "side", "shrunk"), [((64, 32), 32, (32, 16)), ((30, 60), 40, (20, 40))])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_longer_side_is_shrunk_with_its_aspect(
+    size: tuple[int, int], side: int, shrunk: tuple[int, int], kind: str
+) -> None:
+    image = halves(RED, BLUE).resize(size, Image.Resampling.NEAREST)
+    photo = encode(saved(image, kind), rules=Rules(max_side=side))
+    assert (photo.width, photo.height) == shrunk
+    assert photo.rule == ("shrunk" if kind == "JPEG" else "PNG to JPEG, shrunk")
+    seen = pixels(photo)
+    middle = seen.shape[0] // 2
+    np.testing.assert_allclose(seen[middle, 2], RED, atol=12)
+    np.testing.assert_allclose(seen[middle, -2], BLUE, atol=12)
+
+
+def test_nothing_is_ever_enlarged() -> None:
+    data = saved(halves(RED, BLUE), "JPEG")
+    assert encode(data, rules=Rules(max_side=32)).data == data
+    assert encode(data, rules=Rules(max_side=500)).data == data
+
+
+def test_a_rotated_photo_is_shrunk_upright() -> None:
+    photo = encode(turned(6), rules=Rules(max_side=16))
+    assert max(photo.width, photo.height) == 16
+    upright = encode(turned(6))
+    assert (photo.width < photo.height) == (upright.width < upright.height)
+
+
+def test_a_photo_that_shrinks_to_a_line_is_refused() -> None:
+    line = saved(Image.new("RGB", (2000, 10)), "JPEG")
+    assert refusal(line, rules=Rules(max_side=100)) == "too small"
+
+
+def test_quality_is_that_of_made_photos_alone() -> None:
+    plain, png = saved(halves(RED, BLUE), "JPEG"), saved(noise(), "PNG")
+    assert encode(plain, rules=Rules(quality=20)).data == plain
+    assert len(encode(png, rules=Rules(quality=20)).data) < len(encode(png).data) / 2
+
+
+def test_a_photo_that_tells_its_place_loses_its_tags_and_no_pixel() -> None:
+    exif = Image.Exif()
+    exif[ExifTags.IFD.GPSInfo] = {1: "N", 2: (52.0, 31.0, 12.0)}
+    data = saved(halves(RED, BLUE), "JPEG", exif=exif)
+    photo = encode(data)
+    assert photo.rule == "GPS removed"
+    assert b"Exif" not in photo.data
+    assert (simplejpeg.decode_jpeg(photo.data) == simplejpeg.decode_jpeg(data)).all()
+    assert encode(photo.data).rule == ""
+
+
+@pytest.mark.skipif(shutil.which("jpegtran") is None, reason="needs jpegtran (libjpeg-turbo-progs)")
+def test_a_progressive_photo_becomes_baseline_when_asked_for() -> None:
+    data = saved(noise(), "JPEG", progressive=True)
+    photo = encode(data, rules=Rules(baseline=True))
+    assert (photo.rule, photo.progressive) == ("progressive to baseline", False)
+    assert (simplejpeg.decode_jpeg(photo.data) == simplejpeg.decode_jpeg(data)).all()
+    plain = saved(noise(), "JPEG")
+    assert encode(plain, rules=Rules(baseline=True)).data == plain
+
+
+@pytest.mark.parametrize("rules", [Rules(), Rules(max_side=20, quality=70)])
+def test_a_header_check_makes_the_same_bytes_as_a_decode_check(rules: Rules) -> None:
+    for data in (saved(halves(RED, BLUE), "JPEG"), saved(noise(), "PNG"), turned(6)):
+        assert encode(data, "header", rules) == encode(data, "decode", rules)
+
+
+def noise() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8))

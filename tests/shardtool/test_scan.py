@@ -15,7 +15,8 @@ import pytest
 
 from shardtool.errors import UsageError
 from shardtool.photo import Refused
-from shardtool.scan import Scan, examine_tree, list_tree, read_source
+from shardtool.scan import Scan, examine_tree, list_tree
+from shardtool.source import LocalSource, read_source
 
 Jpeg = Callable[..., bytes]
 Grow = Callable[..., Path]
@@ -29,7 +30,7 @@ def _no_hang() -> Iterator[None]:
 
 
 def scan(root: Path) -> Scan:
-    return examine_tree(list_tree(root), "decode")
+    return examine_tree(list_tree(LocalSource(str(root))), "decode")
 
 
 def sources(found: Scan) -> list[bytes]:
@@ -119,7 +120,7 @@ def test_a_tree_without_photos_in_classes_is_an_error(
     tmp_path: Path, grow: Grow, files: dict[str, bytes]
 ) -> None:
     with pytest.raises(UsageError, match="no photos"):
-        list_tree(grow(tmp_path, files))
+        list_tree(LocalSource(str(grow(tmp_path, files))))
 
 
 # --- Names -------------------------------------------------------------------------------------
@@ -181,7 +182,7 @@ def test_class_folders_that_differ_in_case_or_blanks_are_an_error_naming_both(
 ) -> None:
     grow(tmp_path, {f"train/{one}/1.jpg": jpeg(1), f"val/{other}/2.jpg": jpeg(2)})
     with pytest.raises(UsageError, match="case or blanks") as caught:
-        list_tree(tmp_path)
+        list_tree(LocalSource(str(tmp_path)))
     depth = 2 if one.split("/")[0] == other.split("/")[0] else 1
     for path in (one, other):
         assert repr("/".join(path.split("/")[:depth])) in caught.value.where
@@ -227,7 +228,7 @@ def test_a_photo_that_vanished_is_unreadable(tmp_path: Path) -> None:
 
 def test_a_photo_that_vanishes_after_it_was_listed_is_refused(tmp_path: Path, grow: Grow, jpeg: Jpeg) -> None:
     root = grow(tmp_path, {"Rose/Rust/1.jpg": jpeg(1)})
-    tree = list_tree(root)
+    tree = list_tree(LocalSource(str(root)))
     (root / "Rose/Rust/1.jpg").unlink()
     assert refused(examine_tree(tree, "decode")) == {"Rose/Rust/1.jpg": "unreadable"}
 
@@ -248,7 +249,9 @@ def test_a_folder_that_may_not_be_read_is_refused(grow: Grow, jpeg: Jpeg) -> Non
 
 
 def test_progress_counts_every_photo_once(tmp_path: Path, grow: Grow, jpeg: Jpeg) -> None:
-    tree = list_tree(grow(tmp_path, {"A/x/1.jpg": jpeg(1), "A/x/2.jpg": b"", "A/y/3.jpg": jpeg(3)}))
+    tree = list_tree(
+        LocalSource(str(grow(tmp_path, {"A/x/1.jpg": jpeg(1), "A/x/2.jpg": b"", "A/y/3.jpg": jpeg(3)})))
+    )
     steps: list[int] = []
-    examine_tree(tree, "decode", progress=steps.append)
+    examine_tree(tree, progress=lambda photos, refused: steps.append(photos + len(refused)))
     assert sum(steps) == tree.photos == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from shardtool.errors import UsageError
 from shardtool.executor import processes
 from shardtool.index import read_sidecar
 from shardtool.pack import PackOptions, pack
-from shardtool.verify import Verified, verify
+from shardtool.verify import Verified, spread, verify, verify_sample
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -210,9 +211,47 @@ def test_what_verify_finds_the_next_pack_mends(
     flip(packed_copy / "val/shard-000000.parquet", 50)
     (packed_copy / "val/shard-000001.parquet").unlink()
     done = pack(specimens, packed_copy, packing)
-    assert done.written_shards == 5
+    assert len(done.written) == 5
     assert verify(packed_copy, deep=True).findings == ()
     assert digests(packed_copy) == digests(packed)
+
+
+# --- A sample of the photos ---------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 50), max_size=8), st.floats(0.001, 1))
+def test_a_sample_is_spread_evenly_over_all_shards(counts: list[int], share: float) -> None:
+    chosen = spread(counts, share)
+    starts = [sum(counts[:place]) for place in range(len(counts))]
+    rows = [start + int(row) for start, inside in zip(starts, chosen, strict=True) for row in inside]
+    assert all((inside < count).all() for inside, count in zip(chosen, counts, strict=True))
+    assert rows == sorted(set(rows))
+    assert len(rows) == min(sum(counts), max(1, round(share * sum(counts))))
+    steps = [after - before for before, after in itertools.pairwise(rows)]
+    assert not steps or max(steps) - min(steps) <= 1
+
+
+def test_a_whole_sample_finds_what_a_full_verify_finds_in_photos(packed_copy: Path) -> None:
+    flip(packed_copy / "train/shard-000001.tar", 700)
+    assert places(verify_sample(str(packed_copy), 1)) == places(verify(packed_copy))
+    assert verify_sample(str(packed_copy), 1).samples == 54
+
+
+def test_a_sample_deep_finds_a_photo_that_does_not_decode(specimens_copy: Path, tmp_path: Path) -> None:
+    for photo in specimens_copy.glob("val/*/*/*.jpg"):
+        photo.write_bytes(photo.read_bytes()[:-200])
+    pack(specimens_copy, tmp_path / "out", PackOptions(check="header"))
+    assert verify_sample(str(tmp_path / "out"), 0.2).findings == ()
+    deep = verify_sample(str(tmp_path / "out"), 0.2, deep=True)
+    assert {finding.what.partition(":")[0] for finding in deep.findings} == {"does not decode"}
+    assert len(deep.findings) == 4
+
+
+@pytest.mark.parametrize("ending", ["tar", "parquet"])
+def test_a_sample_names_the_shard_that_is_missing(packed_copy: Path, ending: str) -> None:
+    (packed_copy / f"train/shard-000001.{ending}").unlink()
+    found = verify_sample(str(packed_copy), 1).findings
+    assert any("shard-000001" in finding.where + finding.what for finding in found)
 
 
 def test_the_exit_status_is_0_for_good_and_4_for_damage(packed_copy: Path, shardtool: Cli) -> None:

@@ -1,0 +1,177 @@
+"""Where the photos lie: a folder or a URL. It is only ever read, and no link in it is followed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, Literal, NamedTuple
+
+from shardtool.errors import UsageError
+from shardtool.photo import Refused
+from shardtool.store import filesystem, is_remote, patiently, plain_path, shown
+
+MAX_FILE_BYTES = 1 << 30
+READ_AHEAD = 32  # photos asked for at once over a network: it hides the latency, and fits in memory
+
+Kind = Literal["folder", "file", "link", "other"]
+
+
+class Entry(NamedTuple):
+    """One name in a folder; "other" is a device, a pipe or a socket."""
+
+    name: bytes
+    kind: Kind
+
+
+def open_source(url: str) -> Source:
+    """The source at a path or URL. Raises UsageError when no folder is there."""
+    url = plain_path(url)
+    source = RemoteSource(url.rstrip("/")) if is_remote(url) else LocalSource(url)
+    if not source.is_there():
+        raise UsageError("no such folder", where=shown(url), cure="give the folder of the organized tree")
+    return source
+
+
+@dataclass(frozen=True)
+class LocalSource:
+    """A folder of this machine, or of a file system that all machines share."""
+
+    url: str
+
+    def is_there(self) -> bool:
+        return os.path.isdir(self.url)
+
+    def entries(self, path: bytes) -> list[Entry]:
+        """What lies in a folder, in no order. Raises OSError."""
+        with os.scandir(os.path.join(os.fsencode(self.url), path)) as found:
+            return [Entry(entry.name, _kind(entry)) for entry in found]
+
+    def read(self, path: bytes) -> bytes:
+        """The bytes of a photo. Raises Refused."""
+        return read_source(self._root + path)
+
+    def read_many(self, paths: Sequence[bytes]) -> Iterator[bytes | Refused]:
+        """The bytes of each photo, or why it cannot be read."""
+        for path in paths:
+            try:
+                yield read_source(self._root + path)
+            except Refused as error:
+                yield error
+
+    def fill(self, path: bytes, room: memoryview) -> bool:
+        """Read a photo straight to where it belongs; False if it has not exactly that many bytes."""
+        try:
+            descriptor = os.open(self._root + path, _FLAGS)
+        except OSError:
+            return False
+        try:
+            return os.readv(descriptor, (room, bytearray(1))) == len(room)
+        except OSError:
+            return False
+        finally:
+            os.close(descriptor)
+
+    @cached_property
+    def _root(self) -> bytes:
+        return os.path.join(os.fsencode(self.url), b"")
+
+
+@dataclass(frozen=True)
+class RemoteSource:
+    """A folder behind a URL of any scheme that `store` lets through."""
+
+    url: str
+
+    def is_there(self) -> bool:
+        files, root = filesystem(self.url)
+        return bool(patiently(lambda: files.isdir(root), self.url))
+
+    def entries(self, path: bytes) -> list[Entry]:
+        files, _ = filesystem(self.url)
+        folder = self._path(path)
+        found = patiently(lambda: files.ls(folder, detail=True), self.url)
+        # an object store can list a folder's own marker among what lies in it
+        names = (
+            (info["name"].rstrip("/").rpartition("/")[2], info)
+            for info in found
+            if info["name"].strip("/") != folder.strip("/")
+        )
+        return [Entry(name.encode("utf-8", "surrogateescape"), _remote_kind(info)) for name, info in names]
+
+    def read(self, path: bytes) -> bytes:
+        (data,) = self.read_many([path])
+        if isinstance(data, Refused):
+            raise data
+        return data
+
+    def read_many(self, paths: Sequence[bytes]) -> Iterator[bytes | Refused]:
+        """The bytes of each photo, or why it cannot be read. Raises StorageError after an outage."""
+        for start in range(0, len(paths), READ_AHEAD):
+            wanted = [self._path(path) for path in paths[start : start + READ_AHEAD]]
+            yield from patiently(partial(self._fetch, wanted), self.url)
+
+    def _fetch(self, wanted: Sequence[str]) -> list[bytes | Refused]:
+        files, _ = filesystem(self.url)
+        whole = [None] * len(wanted)
+        # not `cat`: it would expand the brackets and stars in people's file names
+        return [_judged(answer) for answer in files.cat_ranges(list(wanted), whole, whole, on_error="return")]
+
+    def _path(self, path: bytes) -> str:
+        root = filesystem(self.url)[1].rstrip("/")
+        inside = path.decode("utf-8", "surrogateescape")
+        return f"{root}/{inside}" if inside else root
+
+
+Source = LocalSource | RemoteSource
+
+_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+def read_source(path: bytes) -> bytes:
+    """The bytes of a regular file; links are not followed and a FIFO does not block. Raises Refused."""
+    try:
+        descriptor = os.open(path, _FLAGS)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise Refused("not a regular file", "a link or a socket is not followed") from None
+        raise Refused("unreadable", error.strerror or str(error)) from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise Refused("not a regular file", stat.filemode(status.st_mode))
+        if status.st_size > MAX_FILE_BYTES:
+            raise Refused("too large", f"{status.st_size} bytes")
+        return os.read(descriptor, status.st_size + 1)
+    except OSError as error:
+        raise Refused("unreadable", error.strerror or str(error)) from None
+    finally:
+        os.close(descriptor)
+
+
+def _kind(entry: os.DirEntry[bytes]) -> Kind:
+    if entry.is_symlink():
+        return "link"
+    if entry.is_dir(follow_symlinks=False):
+        return "folder"
+    return "file" if entry.is_file(follow_symlinks=False) else "other"
+
+
+def _remote_kind(info: dict[str, Any]) -> Kind:
+    if info.get("islink"):
+        return "link"
+    return "folder" if info["type"] == "directory" else "file"
+
+
+def _judged(answer: bytes | Exception) -> bytes | Refused:
+    """A photo that is gone or forbidden is refused; any other failure is the storage's, not the photo's."""
+    if isinstance(answer, FileNotFoundError | PermissionError):
+        return Refused("unreadable", str(answer) or type(answer).__name__)
+    if isinstance(answer, Exception):
+        raise answer
+    if len(answer) > MAX_FILE_BYTES:
+        return Refused("too large", f"{len(answer)} bytes")
+    return answer
