@@ -9,7 +9,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from typing import Any, TypeVar
 
 from shardtool.errors import UsageError, UserError
@@ -40,24 +40,50 @@ def dask(address: str) -> Iterator[tuple[Executor, int]]:
     """
     try:
         from distributed import Client, KilledWorker
+        from distributed.comm.addressing import parse_address
+        from distributed.comm.registry import get_backend
     except ImportError as error:
         raise UsageError("--cluster needs Dask", cure="pip install distributed") from error
     try:
+        get_backend(parse_address(address)[0])
         client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
         raise UsageError(
-            "no Dask scheduler answers", where=address, cure="start one, or leave --cluster out"
+            "no Dask scheduler answers", where=address, cure="give one's address, tcp://HOST:8786"
         ) from error
     with client:
-        threads = sum(client.nthreads().values())
-        if not threads:
+        try:
+            client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+        except TimeoutError as error:
             raise UsageError(
                 "the cluster has no workers", where=address, cure="start some: dask worker ADDRESS"
-            )
+            ) from error
         try:
-            yield client.get_executor(retries=RETRIES), threads
+            yield Cluster(client, address), sum(client.nthreads().values())
         except KilledWorker as error:
             raise _killed(error.task) from error
+
+
+class Cluster(Executor):
+    """The workers of a Dask cluster; waiting for a job ends when they are all gone."""
+
+    def __init__(self, client: Any, address: str) -> None:
+        self._client, self._address = client, address
+        self._executor = client.get_executor(retries=RETRIES)
+
+    def submit(self, work: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        future: Future[Any] = self._executor.submit(work, *arguments, **named)
+        return future
+
+    def await_one(self, future: Future[Any]) -> None:
+        """Return when the job is done. Raises UserError when nobody is left to do it."""
+        while not wait([future], timeout=CONNECT_SECONDS).done:
+            if not self._client.nthreads():
+                raise UserError(
+                    "the cluster has lost all its workers",
+                    where=self._address,
+                    cure="start some and run the same command again",
+                )
 
 
 @contextlib.contextmanager
@@ -165,6 +191,8 @@ def _first(
     executor: Executor, work: Callable[[Job], Result], waiting: deque[tuple[Job, Future[Result]]]
 ) -> Result:
     """The result of the job that waits longest."""
+    if isinstance(executor, Cluster):
+        executor.await_one(waiting[0][1])
     try:
         result = waiting[0][1].result()
     except BrokenExecutor as error:

@@ -40,7 +40,7 @@ class ShardPlan:
 
 
 class Layout(Sequence[ShardPlan]):
-    """The shards of one split: `order`, its rows of `photos`, is cut at `bounds` into shards of `sizes` bytes.
+    """The shards of one split: `order`, its rows of `photos`, cut at `bounds` into shards of `sizes` bytes.
 
     Each shard is put together when it is asked for, so a huge plan stays small.
     """

@@ -27,8 +27,8 @@ NO_LOOK = bytes(LOOK_BYTES)  # a photo with too little texture: everything plain
 # How many of the 128 signs may differ. Of 1,000 real photos, changed and saved again at quality 75, this
 # finds: quality 60 99.8 %, half the size 99.3, brightness +-25 99.3, contrast x1.2 99.6, crop by 1 / 2 / 3 %
 # around the centre 99.8 / 98.6 / 93.8, at one corner by 2 / 3 % 68 / 14, turned by 1 / 3 degrees 99.5 / 63,
-# mirrored 0. Among 11,259 different leaf photos (63 million pairs) it names 29 pairs, seen to show one
-# leaf or scene each; the first pairs of different leaves appear at 13 to 15.
+# mirrored 0. Among 11,259 different photos (63 million pairs) it names 26 pairs: 25 show one leaf or
+# scene, one (at 10) two leaves on the same table in the same light; from 13 on such pairs are common.
 NEAR = 11
 
 _CELLS = 32

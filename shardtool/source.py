@@ -30,7 +30,8 @@ class Entry(NamedTuple):
 def open_source(url: str) -> Source:
     """The source at a path or URL. Raises UsageError when no folder is there."""
     url = plain_path(url)
-    source = RemoteSource(url.rstrip("/")) if is_remote(url) else LocalSource(url)
+    # absolute, for the workers of a cluster have other working folders
+    source = RemoteSource(url.rstrip("/")) if is_remote(url) else LocalSource(os.path.abspath(url))
     if not source.is_there():
         raise UsageError("no such folder", where=shown(url), cure="give the folder of the organized tree")
     return source

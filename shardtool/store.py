@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -69,39 +70,48 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 
 def patiently(ask: Callable[[], Answer], url: str) -> Answer:
-    """What the storage answers; one that fails is asked again, with growing pauses.
+    """What the storage answers; a network that fails is asked again, with growing pauses.
 
-    Raises StorageError in the end. What is not there or not allowed is an answer, too, and raised at once.
+    Raises StorageError in the end, or at once for what no patience helps; and, naming the URL, the OSError
+    that says that something is not there or not allowed.
     """
-    for pause in PATIENCE:
+    for pause in (*PATIENCE, None):
         try:
             return ask()
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
+        except _ANSWERS as error:
+            error.filename = error.filename or shown(url)
             raise
-        except Exception:  # each client library has its own tree of network errors
+        except Exception as error:
+            if pause is None or not _is_passing(error):
+                raise StorageError(
+                    f"the storage failed: {type(error).__name__}: {_bare(error)}",
+                    where=shown(url),
+                    cure="check the address and the credentials, then run the same command again",
+                ) from error
             time.sleep(pause)
-    try:
-        return ask()
-    except OSError as error:
-        if isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError):
-            raise
-        raise _gave_up(error, url) from error
-    except Exception as error:
-        raise _gave_up(error, url) from error
+    raise AssertionError("the last try returns or raises")
 
 
-def _gave_up(error: Exception, url: str) -> StorageError:
-    return StorageError(
-        f"the storage failed {len(PATIENCE) + 1} times in a row, last with {type(error).__name__}",
-        where=shown(url),
-        cure="run the same command again when it works",
-    )
+_ANSWERS = (FileNotFoundError, NotADirectoryError, PermissionError)
+
+
+def _is_passing(error: Exception) -> bool:
+    """Whether this may be over in a moment; each client library has a tree of errors of its own."""
+    kind = type(error).__name__
+    if getattr(error, "status", 0) in (429, 500, 502, 503, 504):  # of HTTP
+        return True
+    return isinstance(error, OSError) or any(word in kind for word in ("Connection", "HTTPClient", "Timeout"))
+
+
+def _bare(error: Exception) -> str:
+    """The message without what may be a signature or a password in a URL."""
+    return re.sub(r"(?<=\?)[^\s'\"]+|(?<=//)[^/\s@]+@", "", str(error))
 
 
 def open_folder(url: str) -> Folder:
     """The folder at a path or URL, to be written to; it need not exist yet."""
     url = plain_path(url)
-    return RemoteFolder(url.rstrip("/")) if is_remote(url) else LocalFolder(Path(url))
+    return RemoteFolder(url.rstrip("/")) if is_remote(url) else LocalFolder(Path(url).absolute())
 
 
 @dataclass(frozen=True)
@@ -220,7 +230,7 @@ class RemoteFolder:
             raise
         except Exception as error:  # each client library has its own tree of network errors
             raise StorageError(
-                f"an upload failed: {type(error).__name__}: {error}",
+                f"an upload failed: {type(error).__name__}: {_bare(error)}",
                 where=f"{self}/{name}",
                 cure="run the same command again",
             ) from error

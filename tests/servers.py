@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SWIFT_PACKAGES = ("swift-proxy", "swift-account", "swift-container", "swift-object")
 SWIFT_SERVERS = ("account", "container", "object", "proxy")
 # Debian's Swift lives in Debian's Python, not in the environment of the tests
 SYSTEM_PYTHON = "/usr/bin/python3"
@@ -157,9 +156,10 @@ class S3Server:
 def s3_server(folder: Path) -> Iterator[S3Server]:
     """OpenStack Swift with its S3 interface, four processes that keep their data in `folder`.
 
-    Raises ServerMissing where Debian's packages or the file system's user attributes are absent.
+    Raises ServerMissing where its programs or the file system's user attributes are absent.
     """
-    _check_swift(folder)
+    _need("setpriv", *(f"swift-{name}-server" for name in SWIFT_SERVERS))
+    _need_user_attributes(folder)
     server = S3Server(folder, dict(zip(SWIFT_SERVERS, free_ports(len(SWIFT_SERVERS)), strict=True)))
     _configure(server)
     try:
@@ -169,10 +169,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
         server.stop(*list(server.running))
 
 
-def _check_swift(folder: Path) -> None:
-    # swift-proxy-server and its three fellows: one from each package
-    if not all(shutil.which(f"{package}-server") for package in SWIFT_PACKAGES):
-        raise ServerMissing(f"needs Debian's {', '.join(SWIFT_PACKAGES)}")
+def _need_user_attributes(folder: Path) -> None:
     try:
         os.setxattr(folder, "user.shardtool", b"Swift keeps its metadata so")
     except OSError as error:
@@ -212,9 +209,10 @@ class DaskCluster:
 
 @contextmanager
 def dask_cluster(folder: Path, workers: int = 2) -> Iterator[DaskCluster]:
-    """A Dask scheduler with single-threaded workers that log into `folder`."""
+    """A Dask scheduler with single-threaded workers that log into `folder`. Raises ServerMissing."""
     from distributed import Client
 
+    _need("setpriv")
     (port,) = free_ports(1)
     address = f"tcp://127.0.0.1:{port}"
     dask = [sys.executable, "-m", "dask"]
@@ -234,6 +232,11 @@ def dask_cluster(folder: Path, workers: int = 2) -> Iterator[DaskCluster]:
             with Client(address, set_as_default=False) as client:
                 client.wait_for_workers(workers, timeout=UP_WITHIN)
         yield DaskCluster(address, started)
+
+
+def _need(*programs: str) -> None:
+    if missing := [program for program in programs if not shutil.which(program)]:
+        raise ServerMissing(f"needs the programs {', '.join(missing)} (Debian: see .ci/run)")
 
 
 def spawn(command: list[str], log: Path) -> subprocess.Popen[bytes]:

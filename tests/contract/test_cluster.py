@@ -13,7 +13,7 @@ import pytest
 
 from shardtool.errors import UserError
 from shardtool.executor import dask, ordered
-from tests.servers import DaskCluster, dask_cluster
+from tests.servers import DaskCluster, ServerMissing, dask_cluster
 
 Shardtool = Callable[..., subprocess.CompletedProcess[str]]
 Digests = Callable[[Path], dict[str, str]]
@@ -31,7 +31,10 @@ def new_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NewCluster
 
         def start(workers: int = 2) -> DaskCluster:
             folder = tmp_path_factory.mktemp("dask")
-            return clusters.enter_context(dask_cluster(folder, workers))
+            try:
+                return clusters.enter_context(dask_cluster(folder, workers))
+            except ServerMissing as error:
+                pytest.skip(str(error))
 
         yield start
 

@@ -20,14 +20,14 @@ from shardtool.errors import SourceChanged
 from shardtool.index import open_split
 from shardtool.pack import PackOptions, pack, plan_pack
 from shardtool.shard import write_shard
-from shardtool.store import open_folder
+from shardtool.store import UPLOAD_BYTES, open_folder
 from tests.servers import S3Server, ServerMissing, s3_server
 
 Shardtool = Callable[..., subprocess.CompletedProcess[str]]
 Digests = Callable[[Path], dict[str, str]]
 Start = Callable[..., subprocess.Popen[str]]
 
-SMALL_SHARDS = ("--shard-size", "40000")  # those of the fixture `packed`
+SMALL_SHARDS = ("--shard-size", "40000", "--workers", "1")  # the shards of the fixture `packed`
 # the client's own patience is minutes; what shardtool adds to it is tested, not that
 HASTY = {"FSSPEC_S3": json.dumps({"config_kwargs": {"retries": {"max_attempts": 0}}})}
 NOTICED_WITHIN = 60.0  # seconds
@@ -235,7 +235,7 @@ def test_a_pack_killed_between_uploads_goes_on_and_ends_in_the_same_bytes(
     at_s3: Shardtool,
     digests: Digests,
 ) -> None:
-    line = ("pack", specimens, "--out", f"{bucket.url}/shards", *SMALL_SHARDS, "--workers", 1)
+    line = ("pack", specimens, "--out", f"{bucket.url}/shards", *SMALL_SHARDS)
     process = start(*line)
     wait_until(lambda: len(shards_at(bucket, "shards")) >= seen, process)
     process.kill()
@@ -254,8 +254,9 @@ def test_a_pack_killed_between_uploads_goes_on_and_ends_in_the_same_bytes(
 def large_tree(
     tmp_path: Path, jpeg: Callable[..., bytes], grow: Callable[[Path, Mapping[str, bytes]], Path]
 ) -> Path:
-    """48 MB of noise: a shard of it is uploaded in several parts."""
-    noise = {f"train/Tomato/Blight/{number}.jpg": jpeg(number, 1600, 1600) for number in range(36)}
+    """More noise than one part of an upload takes."""
+    noise = {f"train/Tomato/Blight/{number}.jpg": jpeg(number, 1600, 1600) for number in range(20)}
+    assert sum(map(len, noise.values())) > UPLOAD_BYTES
     return grow(tmp_path / "large", noise)
 
 
@@ -287,7 +288,7 @@ def test_a_shard_killed_in_its_upload_is_not_there_and_the_old_one_stays(
 def test_a_short_outage_in_the_middle_is_waited_out(
     s3: S3Server, bucket: Bucket, specimens: Path, packed: Path, start: Start, digests: Digests
 ) -> None:
-    process = start("pack", specimens, "--out", f"{bucket.url}/shards", *SMALL_SHARDS, "--workers", 1)
+    process = start("pack", specimens, "--out", f"{bucket.url}/shards", *SMALL_SHARDS)
     wait_until(lambda: shards_at(bucket, "shards"), process)
     with outage(s3):
         time.sleep(0.5)
@@ -306,7 +307,7 @@ def test_a_long_outage_ends_in_one_line_and_the_next_run_in_the_same_bytes(
     at_s3: Shardtool,
     digests: Digests,
 ) -> None:
-    line = ("pack", specimens, "--out", f"{bucket.url}/shards", *SMALL_SHARDS, "--workers", 1)
+    line = ("pack", specimens, "--out", f"{bucket.url}/shards", *SMALL_SHARDS)
     process = start(*line, **HASTY)
     wait_until(lambda: shards_at(bucket, "shards"), process)
     with outage(s3):
@@ -323,7 +324,7 @@ def test_a_long_outage_ends_in_one_line_and_the_next_run_in_the_same_bytes(
 def test_two_packers_at_one_bucket_the_second_stops_and_names_the_first(
     bucket: Bucket, specimens: Path, packed: Path, start: Start, at_s3: Shardtool, digests: Digests
 ) -> None:
-    line = ("pack", specimens, "--out", f"{bucket.url}/shards", *SMALL_SHARDS, "--workers", 1)
+    line = ("pack", specimens, "--out", f"{bucket.url}/shards", *SMALL_SHARDS)
     first = start(*line)
     wait_until(lambda: shards_at(bucket, "shards"), first)
     first.send_signal(signal.SIGSTOP)
