@@ -13,6 +13,7 @@ from typing import Any
 from shardtool.index import Manifest
 from shardtool.terminal import plain, size_text
 
+MARK = "# shardtool pack writes this file anew; delete this line, and it keeps what you write."
 SPECIES_LISTED = 50
 _PUNCTUATION = str.maketrans({mark: f"\\{mark}" for mark in string.punctuation})
 
@@ -59,7 +60,7 @@ def _photos(manifest: Manifest) -> int:
 def _front_matter(manifest: Manifest) -> Iterator[str]:
     photos = _photos(manifest)
     size = next((name for end, name in _SIZES if photos < end), "n>1T")
-    yield from ("---", "task_categories:", "- image-classification", "tags:", "- webdataset", "- image")
+    yield from ("---", MARK, "task_categories:", "- image-classification", "tags:", "- webdataset", "- image")
     yield from ("size_categories:", f"- {size}")
     yield from ("configs:", "- config_name: default", "  data_files:")
     for name in manifest.splits:  # a JSON string is a YAML string
@@ -113,7 +114,8 @@ shardtool verify .
 
 ```python
 import glob, webdataset
-samples = webdataset.WebDataset(sorted(glob.glob("SPLIT/*.tar")), shardshuffle=False).decode("pil")
+samples = webdataset.WebDataset(sorted(glob.glob("SPLIT/*.tar")), shardshuffle=False)
+samples = samples.decode("pil", only=["jpg", "cls", "json"])  # without `only` it would run pickles
 
 from datasets import load_dataset
 samples = load_dataset("webdataset", data_files={"SPLIT": "SPLIT/*.tar"}, split="SPLIT", streaming=True)

@@ -18,7 +18,7 @@ from time import perf_counter
 
 import numpy as np
 
-from shardtool import __version__, jpeg, layout, tar
+from shardtool import __version__, card, jpeg, layout, tar
 from shardtool.errors import DamagedManifest, NoSpace, ResumeRefused, UsageError, UserError
 from shardtool.executor import engine, ordered
 from shardtool.index import (
@@ -42,6 +42,7 @@ from shardtool.store import Folder, LocalFolder, is_remote, open_folder
 from shardtool.terminal import OpenProgress, silent, size_text
 
 REHEARSED_PIECES = 16
+CARD_FILE = "README.md"
 
 
 @dataclass(frozen=True)
@@ -251,6 +252,8 @@ def _stale(
         for number, size in enumerate(shards.sizes.tolist()):
             found = sizes.get(f"{layout.shard_name(number)}.tar") == size
             (there if found else stale).append((split, number))
+    if not there:
+        return stale
     jobs = (plan.job(out, split, number) for split, number in there)
     with progress("checking shards", len(there)) as advance:
         for place, good in zip(
@@ -307,10 +310,17 @@ def _publish(plan: Plan, out: Folder, manifest: Manifest, near: Sequence[NearPai
     species = plan.scan.taxonomy.row_species
     shuffle = {name: shuffle_quality(species[shards.column("row")]) for name, shards in plan.layouts.items()}
     files = report_files(plan.source.read, plan.scan, manifest, shuffle, near)
+    if _is_own(out, CARD_FILE):
+        del files[CARD_FILE]
     for name, data in (*files.items(), (DATASET_FILE, _json_bytes(manifest.to_json()))):
         with out.create(name) as file:
             file.write(data)
     out.tidy(SPLITS)  # what a killed worker left, before its job was done again
+
+
+def _is_own(out: Folder, name: str) -> bool:
+    """Whether the person has taken this file over: it no longer says that it is written anew."""
+    return name in out.files() and card.MARK.encode() not in out.read(name)
 
 
 def _manifest(plan: Plan, out: Folder) -> Manifest:

@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from shardtool import layout
 from shardtool.photo import Reason
 from shardtool.scan import Refusal, Scan, column
-from shardtool.similar import NearPair, near_pairs
+from shardtool.similar import LOOK_BYTES, NearPair, near_pairs
 
 
 def select(
@@ -44,20 +45,17 @@ def duplicates(scan: Scan) -> int:
 def near_duplicates(scan: Scan, within: bool) -> tuple[NearPair, ...]:
     """Photos of different bytes that look alike, in different splits or, with `within`, anywhere; the
     closest first. Empty when the photos were not decoded: nobody has looked at them."""
-    looks = scan.photos.column("look").to_pylist()
-    seen = np.flatnonzero([bool(look) for look in looks])
-    if not len(seen):
+    photos = scan.photos.filter(pc.greater(pc.binary_length(scan.photos.column("look")), 0))
+    if not photos.num_rows:
         return ()
-    hashes = np.frombuffer(b"".join(looks), np.uint8).reshape(len(seen), -1)
-    photos = scan.photos.take(seen)
+    looks = np.frombuffer(b"".join(photos.column("look").to_pylist()), np.uint8).reshape(-1, LOOK_BYTES)
     groups = layout.same_bytes(photos.column("digest"))
-    pairs, distances = near_pairs(hashes, column(photos, "split"), groups, within)
-    source = photos.column("source")
-    named = (
-        NearPair(source[int(first)].as_py(), source[int(second)].as_py(), int(distance))
-        for (first, second), distance in zip(pairs, distances, strict=True)
+    pairs, distances = near_pairs(looks, column(photos, "split"), groups, within)
+    source = photos.column("source").take(pairs.ravel()).to_pylist()
+    return tuple(
+        NearPair(first, second, distance)
+        for first, second, distance in zip(source[::2], source[1::2], distances.tolist(), strict=True)
     )
-    return tuple(sorted(named, key=lambda pair: (pair.distance, pair.first, pair.second)))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shardtool.card import MARK
 from shardtool.errors import ResumeRefused, SourceChanged, UsageError, UserError
 from shardtool.files import exclusive
 from shardtool.index import open_manifest, open_split
@@ -436,10 +437,22 @@ def test_a_foreign_folder_is_left_alone(specimens: Path, tmp_path: Path, grow: G
 
 
 def test_other_files_in_the_output_stay(specimens: Path, packed_copy: Path, grow: Grow) -> None:
-    grow(packed_copy, {"README.md": b"mine", "train/notes.txt": b"mine"})
+    grow(packed_copy, {"notes.txt": b"mine", "train/notes.txt": b"mine"})
     pack(specimens, packed_copy, SMALL)
-    assert (packed_copy / "README.md").exists()
+    assert (packed_copy / "notes.txt").exists()
     assert (packed_copy / "train/notes.txt").exists()
+
+
+def test_a_card_that_a_person_has_taken_over_stays(specimens: Path, packed_copy: Path) -> None:
+    card = packed_copy / "README.md"
+    first = card.read_text()
+    card.write_text(first + "gone")
+    pack(specimens, packed_copy, SMALL)
+    assert card.read_text() == first
+    mine = first.replace(MARK + "\n", "") + "Licence: CC-BY"
+    card.write_text(mine)
+    pack(specimens, packed_copy, SMALL)
+    assert card.read_text() == mine
 
 
 @pytest.mark.parametrize(

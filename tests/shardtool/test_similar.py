@@ -197,11 +197,6 @@ def test_exact_copies_are_not_near_duplicates() -> None:
     assert distances.tolist() == [0]
 
 
-def test_photos_without_a_look_are_in_no_pair() -> None:
-    looks = table([NO_LOOK] * 4)
-    assert len(near_pairs(looks, zeros(4), np.arange(4), within=True)[0]) == 0
-
-
 def test_a_hundred_thousand_equal_looks_make_as_many_pairs_and_name_every_photo() -> None:
     looks = random_looks(1).repeat(100_000, axis=0)
     splits = zeros(100_000)
