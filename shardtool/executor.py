@@ -10,8 +10,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from importlib.metadata import version
 from typing import Any, TypeVar
 
+from shardtool import __version__
 from shardtool.errors import UsageError, UserError
 
 RETRIES = 3  # of a job whose cluster worker died
@@ -58,10 +60,32 @@ def dask(address: str) -> Iterator[tuple[Executor, int]]:
             raise UsageError(
                 "the cluster has no workers", where=address, cure="start some: dask worker ADDRESS"
             ) from error
+        _check_versions(client)
         try:
             yield Cluster(client, address), sum(client.nthreads().values())
         except KilledWorker as error:
             raise _killed(error.task) from error
+
+
+def _check_versions(client: Any) -> None:
+    """Raises UsageError if a worker would write other bytes than this machine, or none."""
+    mine = _versions()
+    try:
+        found = client.run(_versions)
+    except ImportError as error:
+        raise UsageError(f"on a worker: {error}", cure="install the same packages there as here") from error
+    for worker, theirs in found.items():
+        if theirs != mine:
+            raise UsageError(
+                f"a worker has other versions: {', '.join(theirs)}; here: {', '.join(mine)}",
+                where=worker,
+                cure="install the same there",
+            )
+
+
+def _versions() -> list[str]:
+    """Of what decides the bytes of a shard."""
+    return [f"shardtool {__version__}", *(f"{name} {version(name)}" for name in ("Pillow", "pyarrow"))]
 
 
 class Cluster(Executor):

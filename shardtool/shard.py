@@ -201,11 +201,12 @@ def _place_photos(job: ShardJob, samples: Sequence[_Sample], places: Sequence[me
     """Read every photo to its place. Raises SourceChanged if one is no longer what the scan has seen."""
     pending = list(zip(samples, places, strict=True))
     if isinstance(job.source, LocalSource):
-        fill, digest = job.source.fill, xxhash.xxh3_128_digest
+        filled = job.source.fill_many([sample.source for sample in samples], places)
+        digest = xxhash.xxh3_128_digest
         pending = [
             (sample, place)
-            for sample, place in pending
-            if sample.rule or not fill(sample.source, place) or digest(place) != sample.digest
+            for (sample, place), full in zip(pending, filled, strict=True)
+            if sample.rule or not full or digest(place) != sample.digest
         ]
     for _ in range(2):  # a second look: the first may have met a file that is being copied
         found = job.source.read_many([sample.source for sample, _ in pending])

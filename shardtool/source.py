@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from shardtool.errors import UsageError
@@ -53,32 +54,30 @@ class LocalSource:
 
     def read(self, path: bytes) -> bytes:
         """The bytes of a photo. Raises Refused."""
-        return read_source(self._root + path)
+        with self._opened() as root:
+            return read_source(path, root)
 
     def read_many(self, paths: Sequence[bytes]) -> Iterator[bytes | Refused]:
         """The bytes of each photo, or why it cannot be read."""
-        for path in paths:
-            try:
-                yield read_source(self._root + path)
-            except Refused as error:
-                yield error
+        with self._opened() as root:
+            for path in paths:
+                try:
+                    yield read_source(path, root)
+                except Refused as error:
+                    yield error
 
-    def fill(self, path: bytes, room: memoryview) -> bool:
-        """Read a photo straight to where it belongs; False if it has not exactly that many bytes."""
+    def fill_many(self, paths: Sequence[bytes], rooms: Sequence[memoryview]) -> list[bool]:
+        """Read photos straight to where they belong; False where one has not exactly that many bytes."""
+        with self._opened() as root:
+            return [_fill(path, root, room) for path, room in zip(paths, rooms, strict=True)]
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[int]:
+        root = os.open(self.url, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            descriptor = os.open(self._root + path, _FLAGS)
-        except OSError:
-            return False
-        try:
-            return os.readv(descriptor, (room, bytearray(1))) == len(room)
-        except OSError:
-            return False
+            yield root
         finally:
-            os.close(descriptor)
-
-    @cached_property
-    def _root(self) -> bytes:
-        return os.path.join(os.fsencode(self.url), b"")
+            os.close(root)
 
 
 @dataclass(frozen=True)
@@ -132,10 +131,11 @@ Source = LocalSource | RemoteSource
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-def read_source(path: bytes) -> bytes:
-    """The bytes of a regular file; links are not followed and a FIFO does not block. Raises Refused."""
+def read_source(path: bytes, folder: int | None = None) -> bytes:
+    """The bytes of a regular file, its path relative to an opened folder; links are not followed and a
+    FIFO does not block. Raises Refused."""
     try:
-        descriptor = os.open(path, _FLAGS)
+        descriptor = os.open(path, _FLAGS, dir_fd=folder)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):
             raise Refused("not a regular file", "a link or a socket is not followed") from None
@@ -149,6 +149,19 @@ def read_source(path: bytes) -> bytes:
         return os.read(descriptor, status.st_size + 1)
     except OSError as error:
         raise Refused("unreadable", error.strerror or str(error)) from None
+    finally:
+        os.close(descriptor)
+
+
+def _fill(path: bytes, folder: int, room: memoryview) -> bool:
+    try:
+        descriptor = os.open(path, _FLAGS, dir_fd=folder)
+    except OSError:
+        return False
+    try:  # one byte more than there should be: a file that has grown is noticed
+        return os.readv(descriptor, (room, bytearray(1))) == len(room)
+    except OSError:
+        return False
     finally:
         os.close(descriptor)
 

@@ -55,8 +55,13 @@ def shown(url: str) -> str:
 def filesystem(url: str) -> tuple[Any, str]:
     """The fsspec filesystem of a path or URL, and the path inside it.
 
-    Raises UsageError for a scheme that is not in SCHEMES, or whose package is not installed.
+    Raises UsageError for a scheme that is not in SCHEMES, or whose package is not installed, and for a
+    password in the URL: libraries repeat URLs in their messages.
     """
+    if is_remote(url) and urlsplit(url).password:
+        raise UsageError(
+            "a password in a URL gets into logs", where=shown(url), cure="put it in the environment"
+        )
     scheme = url.partition("://")[0] if is_remote(url) else "file"
     if scheme not in SCHEMES or "::" in url:
         raise UsageError(

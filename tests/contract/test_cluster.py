@@ -100,6 +100,7 @@ def test_a_pack_survives_the_loss_of_a_worker(
     assert digests(out) == digests(packed)
 
 
+@pytest.mark.slow
 def test_a_pack_that_loses_all_its_workers_ends_in_one_line(
     new_cluster: NewCluster,
     specimens: Path,
@@ -120,6 +121,8 @@ def test_a_pack_that_loses_all_its_workers_ends_in_one_line(
         finally:
             process.kill()
     assert process.returncode == 1, errors
+    assert "Traceback" not in errors
+    assert f"error: the cluster has lost all its workers ({cluster.address})" in errors
     assert not (out / "dataset.json").exists()
 
 
@@ -146,7 +149,9 @@ def test_a_cluster_holds_no_more_jobs_than_are_allowed_in_flight(new_cluster: Ne
     assert finished == 200
 
 
-@pytest.mark.parametrize("address", ["nonsense://127.0.0.1:1", "tcp://127.0.0.1:1"])
+@pytest.mark.parametrize(
+    "address", ["nonsense://127.0.0.1:1", pytest.param("tcp://127.0.0.1:1", marks=pytest.mark.slow)]
+)
 def test_a_scheduler_that_is_not_there_is_told_in_one_line(
     address: str, shardtool: Shardtool, specimens: Path, tmp_path: Path
 ) -> None:
@@ -157,6 +162,7 @@ def test_a_scheduler_that_is_not_there_is_told_in_one_line(
     assert address in failed.stderr
 
 
+@pytest.mark.slow
 def test_a_cluster_without_workers_is_told_in_one_line(
     new_cluster: NewCluster, shardtool: Shardtool, specimens: Path, tmp_path: Path
 ) -> None:

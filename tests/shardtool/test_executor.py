@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from shardtool.errors import UsageError, UserError
-from shardtool.executor import engine, ordered, processes
+from shardtool.executor import _check_versions, engine, ordered, processes
 
 
 def double(number: int) -> int:
@@ -94,6 +94,17 @@ def test_the_jobs_of_a_killed_worker_are_done_again(tmp_path: Path) -> None:
 def test_a_job_that_kills_its_worker_again_is_named() -> None:
     with processes(2) as executor, pytest.raises(UserError, match=r"killed again and again .*\(3\)"):
         list(ordered(executor, die, range(12), in_flight=4))
+
+
+def test_a_worker_with_other_versions_is_named() -> None:
+    class Workers:
+        """What a client says of two workers, one of them with another Pillow."""
+
+        def run(self, work: Any) -> dict[str, list[str]]:
+            return {"tcp://a:1": work(), "tcp://b:2": [*work()[:-1], "pyarrow 1.0"]}
+
+    with pytest.raises(UsageError, match=r"other versions: .*pyarrow 1\.0; here: .*tcp://b:2"):
+        _check_versions(Workers())
 
 
 def test_a_cluster_that_does_not_answer_is_a_usage_error() -> None:
