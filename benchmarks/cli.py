@@ -78,7 +78,7 @@ def _specimens(workers: int, quiet: bool) -> Iterator[str]:
     plan = SpecimenPlan(species=6, diseases=4, images=24, size=256, seed=0, val_share=0.0)
     total = sum(train + val for train, val in class_images(plan).values())
     processes = max(1, min(workers, CPUS))
-    show = terminal.silent if quiet else terminal.progress
+    show = terminal.progress_unless(quiet)
     with tempfile.TemporaryDirectory(prefix="bench-io-") as folder:
         if not quiet:
             terminal.say(f"no --shards: {total:,} drawn leaves of {plan.size} px, in a temporary folder")

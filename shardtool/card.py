@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from shardtool.index import Manifest
-from shardtool.terminal import plain, size_text
+from shardtool.text import counted, plain, size_text
 
 MARK = "# shardtool pack writes this file anew; delete this line, and it keeps what you write."
 SPECIES_LISTED = 50
@@ -53,6 +53,11 @@ def dataset_card(manifest: Manifest) -> str:
     return "\n".join([*_front_matter(manifest), *_body(manifest)]) + "\n"
 
 
+def _counts(manifest: Manifest) -> str:
+    photos, rows = counted(_photos(manifest), "photo"), counted(manifest.taxonomy.rows, "class", "classes")
+    return f"{photos} of {len(manifest.taxonomy.species):,} species and {rows} of species and disease"
+
+
 def _photos(manifest: Manifest) -> int:
     return sum(entry.samples for shards in manifest.splits.values() for entry in shards)
 
@@ -69,13 +74,11 @@ def _front_matter(manifest: Manifest) -> Iterator[str]:
 
 
 def _body(manifest: Manifest) -> Iterator[str]:
-    taxonomy = manifest.taxonomy
     yield f"""
 # Photos by species and disease
 
-{_photos(manifest):,} photos of {len(taxonomy.species):,} species with {taxonomy.rows:,} classes of species
-and disease, packed as WebDataset shards by {plain(manifest.tool)}. `report.html` shows the classes, and
-what was refused and why.
+{_counts(manifest)}, packed as WebDataset shards by {plain(manifest.tool)}.
+`report.html` shows the classes, and what was refused and why.
 
 Dataset digest (the same digest, the same data): `{manifest.digest}`
 
@@ -150,11 +153,7 @@ def croissant(manifest: Manifest) -> dict[str, Any]:
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.0",
         "name": "photos-by-species-and-disease",
-        "description": (
-            f"{_photos(manifest):,} photos of {len(manifest.taxonomy.species):,} species and "
-            f"{manifest.taxonomy.rows:,} classes of species and disease in WebDataset shards. "
-            f"Dataset digest: {manifest.digest}"
-        ),
+        "description": f"{_counts(manifest)} in WebDataset shards. Dataset digest: {manifest.digest}",
         "distribution": [part for name in splits for part in _distribution(manifest, name)],
         "recordSet": [
             _split_names(splits),

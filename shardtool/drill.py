@@ -24,14 +24,13 @@ from shardtool.index import (
     DATASET_FILE,
     Manifest,
     ShardEntry,
-    dataset_digest,
     open_manifest,
     open_sidecar,
     sidecar_bytes,
 )
 from shardtool.layout import Annotations
+from shardtool.progress import OpenProgress, silent
 from shardtool.taxonomy import Taxonomy
-from shardtool.terminal import OpenProgress, silent
 from shardtool.verify import verify
 
 PIECE_BYTES = 2 << 20  # of a copied shard, about
@@ -73,7 +72,7 @@ def drill(
     Raises UsageError if the dataset is foreign or has not two photos, DatasetError if the part is damaged.
     """
     manifest = open_manifest(str(folder))
-    if manifest.foreign:
+    if manifest.indexed:
         raise UsageError(
             "a foreign dataset cannot be drilled", where=folder, cure="pack one: its bytes are all known"
         )
@@ -108,8 +107,8 @@ def _finding(whole: Copy, damage: Damage, root: Path) -> str:
 
 
 def _cut_out(folder: Path, manifest: Manifest, root: Path) -> Copy:
-    """Two small shards of the first split: of its first two shards, or of both halves of the only one."""
-    split, entries = max(manifest.splits.items(), key=lambda item: sum(entry.samples for entry in item[1]))
+    """Two small shards of the split with most photos: of its first two, or of both halves of the only one."""
+    split, entries = max(manifest.splits.items(), key=lambda item: manifest.samples(item[0]))
     tables = [open_sidecar(str(folder / split), entry) for entry in entries[:2]]
     if len(tables) == 1:
         middle = tables[0].num_rows // 2
@@ -123,16 +122,9 @@ def _cut_out(folder: Path, manifest: Manifest, root: Path) -> Copy:
     pieces = [_piece(*each, annotate, manifest.taxonomy) for each in zip(shards, tables, strict=True)]
     written = [_write_piece(root / split / f"shard-{n:06d}", *piece) for n, piece in enumerate(pieces)]
     taxonomy, rows = manifest.taxonomy, pa.concat_tables([table for _, table in pieces])
-    labels = taxonomy.offsets[rows.column("species_id").to_numpy()] + rows.column("disease_id").to_numpy()
-    splits = {split: tuple(written)}
-    part = Manifest(
-        taxonomy,
-        splits,
-        {split: np.bincount(labels, minlength=taxonomy.rows).tolist()},
-        manifest.options,
-        manifest.tool,
-        dataset_digest(taxonomy, splits),
-    )
+    labels = taxonomy.row(rows.column("species_id").to_numpy(), rows.column("disease_id").to_numpy())
+    counts = {split: np.bincount(labels, minlength=taxonomy.rows)}
+    part = Manifest.of(taxonomy, {split: tuple(written)}, counts, manifest.options)
     (root / DATASET_FILE).write_text(json.dumps(part.to_json()))
     return Copy(root, split, written[0], written[1], tuple(pieces[0][1].to_pylist()))
 
@@ -142,7 +134,7 @@ def _piece(shard: Path, table: pa.Table, annotate: Annotations, taxonomy: Taxono
     starts = table.column("offset").to_numpy() - tar.BLOCK
     table = table.slice(0, max(1, int(np.searchsorted(starts, starts[0] + PIECE_BYTES))))
     last = table.slice(table.num_rows - 1).to_pylist()[0]
-    row = int(taxonomy.offsets[last["species_id"]]) + last["disease_id"]
+    row = taxonomy.row(last["species_id"], last["disease_id"])
     notes = sum(tar.BLOCK + tar.padded(len(note)) for note in annotate(row, last["source"]))
     end = last["offset"] + tar.padded(last["size"]) + notes
     with shard.open("rb") as file:

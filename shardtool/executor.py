@@ -245,5 +245,5 @@ def _killed(job: object) -> UserError:
     return UserError(
         "a worker process was killed again and again at the same job",
         where=job,
-        cure="often by the system for want of memory: try fewer --workers",
+        cure="often by the system for want of memory: give it more, or use fewer workers",
     )

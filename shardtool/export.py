@@ -5,7 +5,6 @@ Names come from sidecars and are not trusted: none leads out of the destination.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import unicodedata
@@ -21,27 +20,20 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from shardtool.errors import CorruptSample, NoSpace, ResumeRefused, UsageError
+from shardtool.errors import CorruptSample, ResumeRefused, UsageError
 from shardtool.executor import ordered
-from shardtool.files import TEMPORARY, exclusive, remove_temporaries, write_atomic
-from shardtool.index import (
-    Manifest,
-    ShardEntry,
-    open_manifest,
-    open_sidecar,
-    read_photo,
-    shards_folder,
-    sidecars,
-)
+from shardtool.files import TEMPORARY, atomic, exclusive, remove_temporaries, write_atomic
+from shardtool.index import Dataset, ShardEntry, open_dataset, open_sidecar, read_photo, where
+from shardtool.layout import KEY_DIGITS
+from shardtool.progress import OpenProgress, silent
 from shardtool.store import is_remote
 from shardtool.taxonomy import Taxonomy
-from shardtool.terminal import OpenProgress, silent
 
 MARK = ".shardtool-export"  # which dataset a folder was exported from
 JPEG_ENDINGS = (b".jpg", b".jpeg", b".jpe", b".jfif", b".mpo")
 PHOTOS_A_JOB = 2000
 MAX_NAME = 255  # bytes, of every file system in use
-_OWN_KEY = re.compile(r"[0-9a-f]{24}")
+_OWN_KEY = re.compile(rf"[0-9a-f]{{{KEY_DIGITS}}}")
 
 
 @dataclass(frozen=True)
@@ -74,7 +66,8 @@ def export(
     Raises UsageError and ResumeRefused for a destination that holds something else, DestinationBusy, NoSpace,
     DatasetError for damaged sidecars.
     """
-    manifest = open_manifest(folder)
+    dataset = open_dataset(folder)
+    manifest = dataset.manifest
     names = splits or tuple(manifest.splits)
     if unknown := set(names) - set(manifest.splits):
         raise UsageError(
@@ -84,8 +77,8 @@ def export(
     with exclusive(out, "shardtool export"):
         _mark(out, manifest.digest)
         with progress("reading sidecars", sum(map(len, manifest.splits.values()))) as advance:
-            twins = _twins(folder, manifest, advance)
-        jobs = list(_jobs(folder, out, manifest, names, twins))
+            twins = _twins(dataset, advance)
+        jobs = list(_jobs(dataset, out, names, twins))
         written = kept = 0
         failures: list[Failure] = []
         with progress("exporting photos", sum(len(job.rows) for job in jobs)) as advance:
@@ -125,7 +118,9 @@ def file_name(source: bytes, key: str, twin: bool) -> bytes:
 
 def _safe_key(shard: str, key: str) -> str:
     """Our own keys as they are; others may be any text, and start again in every shard."""
-    return key if _OWN_KEY.fullmatch(key) else xxhash.xxh3_128_hexdigest(f"{shard}/{key}".encode())[:24]
+    if _OWN_KEY.fullmatch(key):
+        return key
+    return xxhash.xxh3_128_hexdigest(f"{shard}/{key}".encode())[:KEY_DIGITS]
 
 
 def _identities(split: str, table: pa.Table) -> NDArray[np.uint64]:
@@ -147,10 +142,10 @@ def _folded(name: bytes) -> bytes:
     return unicodedata.normalize("NFC", text).casefold().encode("utf-8", "surrogateescape")
 
 
-def _twins(folder: str, manifest: Manifest, advance: Any) -> NDArray[np.uint64]:
+def _twins(dataset: Dataset, advance: Any) -> NDArray[np.uint64]:
     """Sorted identities that more than one photo has."""
     found = []
-    for split, _, table in sidecars(folder, manifest):
+    for split, _, table in dataset.sidecars():
         found.append(_identities(split, table))
         advance(1)
     identities, counts = np.unique(np.concatenate(found), return_counts=True)
@@ -162,32 +157,26 @@ def _twins(folder: str, manifest: Manifest, advance: Any) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class _Job:
-    folder: str  # of the split
-    place: str
+    split: str
+    folder: str  # of the sidecars
+    place: str  # of the shards
     out: Path
     entry: ShardEntry
     rows: range
     taxonomy: Taxonomy
     twins: NDArray[np.uint64]
 
-    @property
-    def split(self) -> str:
-        return self.folder.rpartition("/")[2]
-
     def __str__(self) -> str:
         return f"{self.split}/{self.entry.name}.tar"
 
 
-def _jobs(
-    folder: str, out: Path, manifest: Manifest, splits: tuple[str, ...], twins: NDArray[np.uint64]
-) -> Iterator[_Job]:
+def _jobs(dataset: Dataset, out: Path, splits: tuple[str, ...], twins: NDArray[np.uint64]) -> Iterator[_Job]:
     for split in splits:
-        inside = f"{folder.rstrip('/')}/{split}"
-        place = shards_folder(inside, manifest.bases.get(split, ""))
-        for entry in manifest.splits[split]:
+        inside, place = dataset.sidecar_folder(split), dataset.shards(split)
+        for entry in dataset.manifest.splits[split]:
             for start in range(0, entry.samples, PHOTOS_A_JOB):
                 rows = range(start, min(start + PHOTOS_A_JOB, entry.samples))
-                yield _Job(inside, place, out, entry, rows, manifest.taxonomy, twins)
+                yield _Job(split, inside, place, out, entry, rows, dataset.manifest.taxonomy, twins)
 
 
 def _export_rows(job: _Job) -> Exported:
@@ -199,24 +188,27 @@ def _export_rows(job: _Job) -> Exported:
 
 
 def _export_photo(job: _Job, row: dict[str, Any], twin: bool) -> Literal["written", "kept"] | Failure:
-    where = f"{job}, key {row['key']}, offset {row['offset']}"
-    species = job.taxonomy.species[row["species_id"]]
-    disease = job.taxonomy.diseases[row["species_id"]][row["disease_id"]]
+    spot = where(job.split, job.entry.name, row["key"], row["offset"])
+    species, disease = job.taxonomy.names(row["species_id"], row["disease_id"])
     folders = [folder_name(name) for name in (job.split, species, disease)]
     if None in folders:
-        return Failure(where, f"no folder can be named {species!r} / {disease!r}")
+        return Failure(spot, f"no folder can be named {species!r} / {disease!r}")
     name = file_name(row["source"], _safe_key(str(job), row["key"]), twin)
     target = b"/".join([os.fsencode(job.out), *(folder for folder in folders if folder), name])
     if row["crc32c"] is not None and _is_there(target, row["size"], row["crc32c"]):
         return "kept"
     shard = f"{job.place}/{job.entry.name}.tar"
     try:
-        jpeg = read_photo(shard, row["offset"], row["size"], row["crc32c"], where)
+        jpeg = read_photo(shard, row["offset"], row["size"], row["crc32c"], spot)
     except CorruptSample as error:
-        return Failure(where, error.what)
+        return Failure(spot, error.what)
     if _is_there(target, len(jpeg), google_crc32c.value(jpeg)):
         return "kept"
-    _write(job.out, target, jpeg)
+    # not flushed to the disk one by one: a second run checks what is there
+    temporary = job.out / f"{TEMPORARY}{os.getpid()}"
+    with atomic(Path(os.fsdecode(target)), synced=False, temporary=temporary) as file:
+        file.write(jpeg)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
     return "written"
 
 
@@ -228,22 +220,6 @@ def _is_there(target: bytes, size: int, crc32c: int) -> bool:
             return bool(google_crc32c.value(file.read()) == crc32c)
     except FileNotFoundError:
         return False
-
-
-def _write(out: Path, target: bytes, data: bytes) -> None:
-    """Whole or not at all; not flushed to the disk one by one, since a second run checks what is there."""
-    temporary = out / f"{TEMPORARY}{os.getpid()}"
-    try:
-        temporary.write_bytes(data)
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        os.replace(temporary, target)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpace(
-                "no space left", where=out, cure="free some and run the same command again"
-            ) from error
-        raise
 
 
 # --- The destination -----------------------------------------------------------------------------

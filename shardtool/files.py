@@ -11,37 +11,44 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from shardtool.errors import DestinationBusy, NoSpace
 
 TEMPORARY = ".tmp-"
+LOCK = ".lock"  # names the writer of a folder; it stays as the mark of our folders
 
 
 @contextlib.contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file that becomes `path` (fsync, rename) when the block ends without error.
+def atomic(path: Path, synced: bool = True, temporary: Path | None = None) -> Iterator[BinaryIO]:
+    """Open a temporary file that becomes `path` by a rename when the block ends without error.
 
-    Raises NoSpace if the disk is full; the temporary file is removed then, as after any error.
+    `synced`: it is on the disk then, too, which takes longer than writing a small file. `temporary` is its
+    name until then; by default it lies beside `path`. Raises NoSpace if the disk is full; the temporary
+    file is removed then, as after any error.
     """
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    temporary = temporary or path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     try:
         with temporary.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
+            if synced:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+        if synced:
+            sync_folder(path.parent)
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpace(
-                "no space left", where=path, cure="free some and run the same command again"
-            ) from error
+        if isinstance(error, OSError) and (full := no_space(error, path)):
+            raise full from error
         raise
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+
+
+def no_space(error: OSError, where: object) -> NoSpace | None:
+    """The error to raise if the system says that the disk, or the person's share of it, is full."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    return NoSpace("no space left", where=where, cure="free some and run the same command again")
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -65,32 +72,48 @@ def exclusive(folder: Path, purpose: str) -> Iterator[None]:
     Raises DestinationBusy naming the owner's pid, host and age.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
             # lockf, not flock: forked data workers that outlive a killed trainer must not inherit it
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
-            raise DestinationBusy(
-                f"another {purpose} is writing here{_owner(descriptor)}",
-                where=folder,
-                cure="wait for it or choose another folder",
-            ) from error
-        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
+            owner = lock_owner(os.pread(descriptor, 4096, 0))
+            raise busy(purpose, owner, folder, "wait for it or choose another folder") from error
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+        os.pwrite(descriptor, lock_note(), 0)
         yield
     finally:
         os.close(descriptor)
 
 
-def _owner(descriptor: int) -> str:
+class Owner(NamedTuple):
+    """The process that holds a folder, `since` seconds after the epoch."""
+
+    pid: int
+    host: str
+    since: float
+
+
+def lock_note() -> bytes:
+    """What this process writes into LOCK."""
+    owner = Owner(os.getpid(), socket.gethostname(), time.time())
+    return json.dumps(owner._asdict()).encode()
+
+
+def lock_owner(note: bytes) -> Owner | None:
+    """The inverse of `lock_note`; None for an owner that has not yet written its name, or is gone."""
     try:
-        owner = json.loads(os.pread(descriptor, 4096, 0))
-        age = time.time() - owner["since"]
-        return f", pid {owner['pid']} on {owner['host']} for {age:.0f} s"
+        owner = json.loads(note)
+        return Owner(int(owner["pid"]), str(owner["host"]), float(owner["since"]))
     except (ValueError, KeyError, TypeError):
-        return ""  # it has locked but not yet written its name
+        return None
+
+
+def busy(purpose: str, owner: Owner | None, where: object, cure: str) -> DestinationBusy:
+    """The error that tells who holds a folder."""
+    named = f", pid {owner.pid} on {owner.host} for {time.time() - owner.since:.0f} s" if owner else ""
+    return DestinationBusy(f"another {purpose} is writing here{named}", where=where, cure=cure)
 
 
 def sync_folder(folder: Path) -> None:

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from shardtool import tar
 from shardtool.errors import DatasetError
-
-# (offset, length) -> exactly these bytes of a shard, fewer at its end
-Read = Callable[[int, int], bytes]
+from shardtool.store import Read
 
 MAX_NOTES = 1 << 20  # bytes of a PAX header or a long name; programs write a few kB
 MAX_ENDING = 16 << 20  # zeros after the last member; the largest record of GNU tar in use is 1 MB
@@ -68,6 +66,22 @@ def walk(read: Read, end: int, where: str) -> Iterator[Member]:
     _check_ending(read, position, end, where)
 
 
+def walk_packed(read: Read, end: int, where: str) -> Iterator[Member]:
+    """`walk` of a shard that we have packed: every header, and the size, is what `tar` writes.
+
+    Raises DatasetError naming the offset.
+    """
+    position = 0
+    for member in walk(read, end, where):
+        name = member.name.encode("utf-8", "surrogateescape")
+        if tar.parse(read(position, tar.BLOCK)) != (name, member.size):
+            raise _damaged("damaged tar header", where, position)
+        yield member
+        position = member.offset + tar.padded(member.size)
+    if end != tar.file_size(position):
+        raise _damaged("shard is cut or longer than its members", where, position)
+
+
 class _Notes:
     """What PAX and GNU headers say of the member that follows them."""
 
@@ -106,6 +120,10 @@ def _header(read: Read, position: int, where: str) -> tarfile.TarInfo | None:
         raise _damaged("shard is cut", where, position)
     if not any(block):
         return None
+    if ours := tar.parse(block):  # tarfile takes five times as long
+        info = tarfile.TarInfo(ours[0].decode("utf-8", "surrogateescape"))
+        info.size = ours[1]
+        return info
     try:
         return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except (tarfile.HeaderError, ValueError) as error:

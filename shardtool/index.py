@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import posixpath
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -23,13 +23,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from shardtool import __version__
 from shardtool.errors import CorruptSample, DamagedManifest, DatasetError, UsageError
-from shardtool.store import filesystem, is_remote, patiently, shown
+from shardtool.store import cat, exists, is_remote, shown, sizes
 from shardtool.taxonomy import Taxonomy
 
 FORMAT = 1
 DATASET_FILE = "dataset.json"
-Answer = TypeVar("Answer")
+REPORT_FILE = "report.json"
 
 _CURE = "run shardtool verify, then pack again or fetch it again"
 
@@ -94,19 +95,45 @@ class Manifest:
     class_counts: dict[str, list[int]]  # samples of each taxonomy row
     options: dict[str, Any]
     tool: str
-    digest: str = ""
+    digest: str
     bases: dict[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def of(
+        cls,
+        taxonomy: Taxonomy,
+        splits: dict[str, tuple[ShardEntry, ...]],
+        class_counts: Mapping[str, NDArray[np.int64]],
+        options: dict[str, Any],
+        bases: dict[str, str] | None = None,
+    ) -> Manifest:
+        """The manifest of shards that this version has just written or indexed."""
+        counts = {split: rows.tolist() for split, rows in class_counts.items()}
+        digest = dataset_digest(taxonomy, splits)
+        return cls(taxonomy, splits, counts, options, f"shardtool {__version__}", digest, bases or {})
+
     @property
-    def foreign(self) -> bool:
-        """Whether the shards were not packed by us, only indexed."""
+    def indexed(self) -> bool:
+        """Whether the shards are foreign: not packed by us, only indexed."""
         return bool(self.options.get("foreign"))
+
+    def samples(self, split: str | None = None) -> int:
+        """Photos in one split, or in all."""
+        return sum(entry.samples for entry in self._entries(split))
+
+    def bytes(self, split: str | None = None) -> int:
+        """Bytes of the shards of one split, or of all."""
+        return sum(entry.bytes for entry in self._entries(split))
+
+    def _entries(self, split: str | None) -> Iterator[ShardEntry]:
+        chosen = self.splits.values() if split is None else [self.splits[split]]
+        return itertools.chain.from_iterable(chosen)
 
     def to_json(self) -> dict[str, Any]:
         splits = {
             name: {
-                "samples": sum(shard.samples for shard in shards),
-                "bytes": sum(shard.bytes for shard in shards),
+                "samples": self.samples(name),
+                "bytes": self.bytes(name),
                 "class_counts": self.class_counts[name],
                 **({"base": self.bases[name]} if name in self.bases else {}),
                 "shards": [vars(shard) for shard in shards],
@@ -159,11 +186,10 @@ def open_manifest(folder: str) -> Manifest:
 
     Raises UsageError when it is not there, DatasetError when it is not one of ours.
     """
-    files, root = filesystem(folder)
-    path = f"{root.rstrip('/')}/{DATASET_FILE}"
+    path = f"{folder.rstrip('/')}/{DATASET_FILE}"
     where = shown(path)
     try:
-        value = json.loads(_ask(lambda: files.cat_file(path), folder))
+        value = json.loads(cat(path))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(
             f"no {DATASET_FILE}: this is no packed dataset, or its packing has not finished",
@@ -186,6 +212,51 @@ def open_manifest(folder: str) -> Manifest:
         raise DamagedManifest(f"{DATASET_FILE} is damaged", where=where, cure="pack again") from error
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """A photo that is not in the dataset, as report.json tells it: its path under the packed folder, or
+    SPLIT/SHARD.tar/MEMBER of a foreign shard, and why."""
+
+    source: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A packed dataset, local or behind a URL."""
+
+    folder: str
+    manifest: Manifest
+
+    def sidecar_folder(self, split: str) -> str:
+        """Folder or URL of the sidecars of a split."""
+        return f"{self.folder.rstrip('/')}/{split}"
+
+    def shards(self, split: str) -> str:
+        """Folder or URL of the shards of a split, the same but for indexed foreign ones.
+
+        Raises DatasetError if a dataset behind a URL wants files of this machine to be read.
+        """
+        return shards_folder(self.sidecar_folder(split), self.manifest.bases.get(split, ""))
+
+    def sidecars(self) -> Iterator[tuple[str, ShardEntry, pa.Table]]:
+        """Split, shard and sidecar of all shards, one after another. Raises DatasetError."""
+        for split, entries in self.manifest.splits.items():
+            for entry in entries:
+                yield split, entry, open_sidecar(self.sidecar_folder(split), entry)
+
+
+def open_dataset(folder: str) -> Dataset:
+    """Open a local or remote dataset folder. Raises what `open_manifest` raises."""
+    return Dataset(folder, open_manifest(folder))
+
+
+def where(split: str, shard: str, key: str, offset: int) -> str:
+    """The place of a sample, for messages; `offset` is of its JPEG in the shard."""
+    return f"{split}/{shard}.tar, key {key}, offset {offset}"
+
+
 @dataclass(frozen=True, eq=False)  # columns do not compare to one truth value
 class Split:
     """The samples of one split, as columns; sample ids are positions in these columns.
@@ -197,10 +268,11 @@ class Split:
     species    int32  [n]  species id
     row        int32  [n]  taxonomy row of (species, disease)
 
-    `folder` holds the sidecars, `place` the shards, which is the same but for indexed foreign ones.
+    `folder` holds the sidecars, `place` the shards: see Dataset.
     """
 
     folder: str
+    place: str
     name: str
     shards: tuple[str, ...]
     shard: NDArray[np.int32]
@@ -212,16 +284,10 @@ class Split:
     taxonomy: Taxonomy
     digest: str
     check: bool = True
-    base: str = ""
     _files: dict[int, int] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.offset)
-
-    @cached_property
-    def place(self) -> str:
-        """Folder or URL of the shards."""
-        return shards_folder(self.folder, self.base)
 
     @property
     def disease(self) -> NDArray[np.int64]:
@@ -235,15 +301,14 @@ class Split:
 
     def where(self, sample: int) -> str:
         """Shard, key and offset of a sample, for messages."""
-        key = self.entry(sample)["key"]
         shard = self.shards[self.shard[sample]]
-        return f"{self.name}/{shard}.tar, key {key}, offset {self.offset[sample]}"
+        return where(self.name, shard, self.entry(sample)["key"], int(self.offset[sample]))
 
     def entry(self, sample: int) -> dict[str, Any]:
         """The sidecar's row of a sample; reads the sidecar again, so not for the hot path."""
         path = f"{self.folder}/{self.shards[self.shard[sample]]}.parquet"
         first = int(np.searchsorted(self.shard, self.shard[sample]))
-        row: dict[str, Any] = read_sidecar(cat(path), path).slice(sample - first, 1).to_pylist()[0]
+        row: dict[str, Any] = read_sidecar(_fetch(path), path).slice(sample - first, 1).to_pylist()[0]
         return row
 
     def read(self, samples: Sequence[int] | NDArray[np.int64]) -> list[bytes]:
@@ -253,10 +318,10 @@ class Split:
     def _read(self, sample: int) -> bytes:
         shard, size, offset = int(self.shard[sample]), int(self.size[sample]), int(self.offset[sample])
         if is_remote(self.place):
-            data = cat(f"{self.place}/{self.shards[shard]}.tar", offset, offset + size)
+            data = _fetch(f"{self.place}/{self.shards[shard]}.tar", offset, offset + size)
         else:
             data = os.pread(self._descriptor(shard), size, offset)
-        if wrong := _wrong(data, size, int(self.crc32c[sample]) if self.check else None):
+        if wrong := photo_fault(data, size, int(self.crc32c[sample]) if self.check else None):
             raise CorruptSample(wrong, where=self.where(sample), cure=_CURE)
         return data
 
@@ -282,38 +347,38 @@ def open_split(folder: str, check: bool = True) -> Split:
     """
     folder = folder.rstrip("/")
     root, _, name = folder.rpartition("/")
-    if _exists(f"{folder}/{DATASET_FILE}"):
+    if exists(f"{folder}/{DATASET_FILE}"):
         raise UsageError(
             "this is a whole dataset", where=shown(folder), cure=f"name a split: {shown(folder)}/train"
         )
-    manifest = open_manifest(root or ("/" if folder.startswith("/") else "."))
+    dataset = open_dataset(root or ("/" if folder.startswith("/") else "."))
+    manifest = dataset.manifest
     if name not in manifest.splits:
         raise UsageError(
             f"no split {name!r} in this dataset",
             where=shown(root),
             cure=f"it has {', '.join(manifest.splits)}",
         )
-    entries, base = manifest.splits[name], manifest.bases.get(name, "")
-    check_shards(shards_folder(folder, base), entries)
+    entries, place = manifest.splits[name], dataset.shards(name)
+    check_shards(place, entries)
     tables = [open_sidecar(folder, entry) for entry in entries]
     table = pa.concat_tables(tables) if tables else SIDECAR.empty_table()
     species = table.column("species_id").to_numpy()
-    row = manifest.taxonomy.offsets[species] + table.column("disease_id").to_numpy()
     crc32c = table.column("crc32c")
     return Split(
-        folder,
-        name,
-        tuple(entry.name for entry in entries),
-        np.repeat(np.arange(len(entries), dtype=np.int32), [entry.samples for entry in entries]),
-        table.column("offset").to_numpy(),
-        table.column("size").to_numpy().astype(np.int32),
-        pc.fill_null(crc32c, 0).to_numpy(),
-        species,
-        row.astype(np.int32),
-        manifest.taxonomy,
-        manifest.digest,
-        check and crc32c.null_count == 0,
-        base,
+        folder=folder,
+        place=place,
+        name=name,
+        shards=tuple(entry.name for entry in entries),
+        shard=np.repeat(np.arange(len(entries), dtype=np.int32), [entry.samples for entry in entries]),
+        offset=table.column("offset").to_numpy(),
+        size=table.column("size").to_numpy().astype(np.int32),
+        crc32c=pc.fill_null(crc32c, 0).to_numpy(),
+        species=species,
+        row=manifest.taxonomy.row(species, table.column("disease_id").to_numpy()).astype(np.int32),
+        taxonomy=manifest.taxonomy,
+        digest=manifest.digest,
+        check=check and crc32c.null_count == 0,
     )
 
 
@@ -335,7 +400,7 @@ def shards_folder(folder: str, base: str) -> str:
 def check_shards(place: str, entries: Sequence[ShardEntry]) -> None:
     """Raises DatasetError unless every shard lies in the folder or URL `place` in its size."""
     try:
-        found = _sizes(place, [f"{entry.name}.tar" for entry in entries])
+        found = sizes(place, [f"{entry.name}.tar" for entry in entries])
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DatasetError(
             "folder or file is missing", where=shown(str(error.filename or error)), cure=_CURE
@@ -347,19 +412,10 @@ def check_shards(place: str, entries: Sequence[ShardEntry]) -> None:
             raise DatasetError(f"{entry.name}.tar {state}", where=shown(place), cure=_CURE)
 
 
-def _sizes(place: str, names: Sequence[str]) -> dict[str, int | None]:
-    files, path = filesystem(place)
-    if place.startswith(("http://", "https://")):  # no listing there, or one without sizes
-        sizes = _ask(lambda: files.sizes([f"{path}/{name}" for name in names]), place)
-        return dict(zip(names, sizes, strict=True))
-    listed = _ask(lambda: files.ls(path, detail=True), place)
-    return {info["name"].rpartition("/")[2]: info["size"] for info in listed}
-
-
 def open_sidecar(folder: str, entry: ShardEntry) -> pa.Table:
     """The sidecar of a shard (schema SIDECAR). Raises DatasetError if it is not the one that is listed."""
     path = f"{folder}/{entry.name}.parquet"
-    data = cat(path)
+    data = _fetch(path)
     if hashlib.sha256(data).hexdigest() != entry.sidecar_sha256:
         raise DatasetError(
             f"sidecar is not the one that {DATASET_FILE} lists",
@@ -369,23 +425,16 @@ def open_sidecar(folder: str, entry: ShardEntry) -> pa.Table:
     return read_sidecar(data, shown(path))
 
 
-def sidecars(folder: str, manifest: Manifest) -> Iterator[tuple[str, ShardEntry, pa.Table]]:
-    """Split, shard and sidecar of all shards of a dataset, one after another. Raises DatasetError."""
-    for split, entries in manifest.splits.items():
-        for entry in entries:
-            yield split, entry, open_sidecar(f"{folder.rstrip('/')}/{split}", entry)
-
-
 def read_photo(shard: str, offset: int, size: int, crc32c: int | None, where: str) -> bytes:
     """The bytes of one photo of the tar at a path or URL; `where` is for messages. Raises CorruptSample."""
-    data = cat(shard, offset, offset + size)
-    if wrong := _wrong(data, size, crc32c):
+    data = _fetch(shard, offset, offset + size)
+    if wrong := photo_fault(data, size, crc32c):
         raise CorruptSample(wrong, where=where, cure=_CURE)
     return data
 
 
-def _wrong(data: bytes, size: int, crc32c: int | None) -> str:
-    """What is wrong with the bytes of a photo, "" if nothing."""
+def photo_fault(data: bytes, size: int, crc32c: int | None) -> str:
+    """What is wrong with the bytes of a photo, "" if nothing; without `crc32c` only their number is seen."""
     if len(data) != size:  # a storage that ignores ranges answers with other bytes, a cut shard with fewer
         return f"{len(data)} bytes came, not the photo's {size}"
     if crc32c is not None and google_crc32c.value(data) != crc32c:
@@ -393,21 +442,9 @@ def _wrong(data: bytes, size: int, crc32c: int | None) -> str:
     return ""
 
 
-def cat(path: str, start: int | None = None, end: int | None = None) -> bytes:
-    """Bytes of a file at a path or URL. Raises DatasetError if it is not there."""
-    files, inside = filesystem(path)
+def _fetch(path: str, start: int | None = None, end: int | None = None) -> bytes:
+    """Bytes of a file of a dataset. Raises DatasetError if it is not there."""
     try:
-        data: bytes = _ask(lambda: files.cat_file(inside, start=start, end=end), path)
+        return cat(path, start, end)
     except FileNotFoundError as error:
         raise DatasetError("file is missing", where=shown(path), cure=_CURE) from error
-    return data
-
-
-def _exists(path: str) -> bool:
-    files, inside = filesystem(path)
-    return bool(_ask(lambda: files.exists(inside), path))
-
-
-def _ask(ask: Callable[[], Answer], url: str) -> Answer:
-    """A storage behind a URL is asked again when it fails, this machine's disk is not."""
-    return patiently(ask, url) if is_remote(url) else ask()

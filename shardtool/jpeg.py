@@ -5,40 +5,51 @@ Source: ITU-T T.81, annex B. Nothing here decodes.
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shutil
 import struct
 import subprocess
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from PIL import ExifTags, Image
+from shardtool.errors import UserError
 
-START, END, SCAN, EXIF_OR_XMP, MULTI_PICTURE = 0xD8, 0xD9, 0xDA, 0xE1, 0xE2
+END, SCAN, EXIF_OR_XMP, MULTI_PICTURE = 0xD9, 0xDA, 0xE1, 0xE2
 PROGRESSIVE = 0xC2
 COMMON = (0xC0, 0xC1, PROGRESSIVE)  # baseline, extended, progressive; all of Huffman coding
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # also lossless, hierarchical, arithmetic
-_ORIENTATION, _GPS = 0x0112, 0x8825
-_XMP = b"http://ns.adobe.com/xap/1.0/\0"
-_XMP_TELLS = re.compile(rb'GPSL|tiff:Orientation(?:="|>)[^1]')
-_BYTE_ORDERS = {b"Exif\0\0II*\0": "<", b"Exif\0\0MM\0*": ">"}  # the start of an EXIF segment
 _BARE = frozenset((0x01, *range(0xD0, 0xD8)))  # markers without a length
 # After a scan's data: a marker that is neither a stuffed zero, nor a restart, nor a fill byte.
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
+_ORIENTATION = 0x0112
+_BYTE_ORDERS = {b"Exif\0\0II*\0": "<", b"Exif\0\0MM\0*": ">"}  # the start of an EXIF segment
+_XMP = b"http://ns.adobe.com/xap/1.0/\0"
+_TURNED = re.compile(rb'tiff:Orientation(?:="|>)[^1]')
+# A pointer to a GPS directory in any directory of EXIF (big or little end first), its thumbnail's too;
+# XMP, in UTF-8 and 16; the place in the film that some phones append, and XMP that announces the film.
+_PLACE = re.compile(
+    rb"\x88\x25\0\x04\0\0\0\x01|\x25\x88\x04\0\x01\0\0\0|GPSL|G\0P\0S\0L|\xa9xyz|MotionPhoto|MicroVideo"
+)
+
 
 @dataclass(frozen=True)
 class Header:
-    """The frame of a JPEG (`kind` is its SOF marker); `tagged`: tags in it may turn it, or tell a place."""
+    """The frame of a JPEG: `kind` is its SOF marker, `sampling` the factors of its components.
+
+    `tagged`: it may be turned or may tell a place, in its tags or in those of a picture behind it.
+    """
 
     kind: int
     precision: int
     width: int
     height: int
-    components: int
+    sampling: bytes
     tagged: bool
+
+    @property
+    def components(self) -> int:
+        return len(self.sampling)
 
     @property
     def progressive(self) -> bool:
@@ -59,8 +70,6 @@ def read_header(data: bytes) -> Header | None:
                 frame = position
             elif marker == EXIF_OR_XMP:
                 tagged |= not _says_nothing(data, position)
-            elif marker == MULTI_PICTURE:
-                tagged |= data.startswith(b"MPF\0", position + 4)  # the next picture has tags of its own
             elif marker == SCAN:
                 break
             elif marker == 0xFF:  # a fill byte
@@ -73,19 +82,20 @@ def read_header(data: bytes) -> Header | None:
             return None
         height = data[frame + 5] << 8 | data[frame + 6]
         width = data[frame + 7] << 8 | data[frame + 8]
-        return Header(data[frame + 1], data[frame + 4], width, height, data[frame + 9], tagged)
+        sampling = data[frame + 11 : frame + 10 + 3 * data[frame + 9] : 3]
+        tagged |= data.find(b"Exif\0\0", position) >= 0  # between scans, or in a picture behind this one
+        return Header(data[frame + 1], data[frame + 4], width, height, sampling, tagged)
     except IndexError:
         return None
 
 
 def located(data: bytes) -> bool:
-    """Whether EXIF or XMP of this JPEG, or of another one behind it, say where on Earth it was taken."""
-    stop = 0
+    """Whether the tags of this JPEG, or what stands behind the picture, say where on Earth it was taken."""
+    stop = 2
     for marker, start, stop in _segments(data):
-        if marker == EXIF_OR_XMP and _located(data[start:stop]):
+        if marker == EXIF_OR_XMP and _PLACE.search(data, start, stop):
             return True
-    behind = data.find(b"\xff\xd8\xff", stop) if stop else -1
-    return behind > 0 and located(data[behind:])
+    return stop > 2 and _PLACE.search(data, stop) is not None
 
 
 def without_tags(data: bytes) -> bytes:
@@ -104,34 +114,28 @@ def jpegtran() -> str | None:
 
 
 def as_baseline(data: bytes) -> bytes:
-    """The same coefficients as a baseline JPEG. Raises ValueError when jpegtran cannot read it."""
+    """The same coefficients as a baseline JPEG. Raises ValueError when jpegtran cannot read it, and
+    UserError when it is killed."""
     program = jpegtran()
     assert program is not None, "asked for at the start of a pack"
     done = subprocess.run([program, "-copy", "all"], input=data, capture_output=True, check=False)
+    if done.returncode < 0:
+        raise UserError(
+            "jpegtran was killed", where=program, cure="give it more memory, or use fewer workers"
+        )
     if done.returncode or not done.stdout:
         raise ValueError(done.stderr.decode(errors="replace").strip() or "jpegtran failed")
     return done.stdout
 
 
-def _located(segment: bytes) -> bool:
-    payload = segment[4:]
-    if b"GPSL" in payload:  # XMP: exif:GPSLatitude, exif:GPSLongitude
-        return True
-    if not payload.startswith(b"Exif\0\0"):
-        return False
-    with warnings.catch_warnings(), contextlib.suppress(Exception):
-        warnings.simplefilter("ignore")  # EXIF is written by thousands of programs; a broken one says nothing
-        exif = Image.Exif()
-        exif.load(payload)
-        return bool(exif.get_ifd(ExifTags.IFD.GPSInfo))
-    return False
-
-
 def _says_nothing(data: bytes, at: int) -> bool:
     """Whether the segment at `at` is EXIF or XMP that is readable and has neither a rotation nor a place."""
-    base = at + 10
+    stop = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    if _PLACE.search(data, at, stop):
+        return False
     if data.startswith(_XMP, at + 4):
-        return not _XMP_TELLS.search(data, at, at + 2 + int.from_bytes(data[at + 2 : at + 4], "big"))
+        return not _TURNED.search(data, at, stop)
+    base = at + 10
     order = _BYTE_ORDERS.get(data[at + 4 : base + 4])
     if order is None:
         return False
@@ -139,7 +143,7 @@ def _says_nothing(data: bytes, at: int) -> bool:
         (first,) = struct.unpack_from(order + "I", data, base + 4)
         (count,) = struct.unpack_from(order + "H", data, base + first)
         entries = struct.iter_unpack(order + "HHIHH", data[base + first + 2 : base + first + 2 + 12 * count])
-        return all(tag != _GPS and (tag != _ORIENTATION or value == 1) for tag, _, _, value, _ in entries)
+        return all(tag != _ORIENTATION or value == 1 for tag, _, _, value, _ in entries)
     except struct.error:
         return False
 

@@ -2,7 +2,7 @@
 
 A photo's place in its split is a hash of its path: a uniformly random permutation (so every shard and
 every stretch of a shard holds all classes in proportion), in which adding, changing or removing one
-photo touches one shard, not all of them.
+photo touches one shard, not all of them, as long as the number of shards stays.
 
 Nothing here keeps a Python object a photo: a plan of ten million photos takes seconds.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +19,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from shardtool import tar
+from shardtool.paths import path_text
 from shardtool.taxonomy import Taxonomy
 
 KEY_DIGITS = 24
@@ -39,8 +39,8 @@ class ShardPlan:
     size: int
 
 
-class Layout(Sequence[ShardPlan]):
-    """The shards of one split: `order`, its rows of `photos`, cut at `bounds` into shards of `sizes` bytes.
+class Layout:
+    """The shards of one split: the rows `order` of `photos`, cut at `bounds` into shards of `sizes` bytes.
 
     Each shard is put together when it is asked for, so a huge plan stays small.
     """
@@ -61,22 +61,19 @@ class Layout(Sequence[ShardPlan]):
     def __len__(self) -> int:
         return len(self.sizes)
 
-    @overload
-    def __getitem__(self, place: int) -> ShardPlan: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[ShardPlan]: ...
-    def __getitem__(self, place: int | slice) -> ShardPlan | Sequence[ShardPlan]:
-        if isinstance(place, slice):
-            return [self[number] for number in range(*place.indices(len(self)))]
-        number = range(len(self))[place]
+    def __iter__(self) -> Iterator[ShardPlan]:
+        return map(self.shard, range(len(self)))
+
+    def shard(self, number: int) -> ShardPlan:
+        """The plan of one shard."""
         photos = self._photos.take(self._order[self._bounds[number] : self._bounds[number + 1]])
         keyed = photos.append_column("key", pa.array(keys(photos.column("source"), photos.column("digest"))))
         return ShardPlan(self.split, shard_name(number), keyed, int(self.sizes[number]))
 
-    def column(self, name: str) -> NDArray[np.int64]:
-        """A numeric column of the split in the order of its shards."""
-        values: NDArray[np.int64] = self._photos.column(name).to_numpy()[self._order]
-        return values
+    def rows(self) -> NDArray[np.int32]:
+        """The taxonomy row of each photo, in the order of the shards. int32 [photos]"""
+        rows: NDArray[np.int32] = self._photos.column("row").to_numpy()[self._order]
+        return rows
 
 
 def shard_name(number: int) -> str:
@@ -128,16 +125,13 @@ def make_splits(
     groups = same_bytes(digests)
     chance = np.empty(int(groups.max()) + 1, dtype=np.uint64)
     chance[groups] = positions(digests, seed)
-    # one entry for each different photo of each class, sorted by class, inside it by chance
-    distinct, entry = np.unique(rows * (groups.max() + 1) + groups, return_inverse=True)
-    row, group = np.divmod(distinct, groups.max() + 1)
-    order = np.lexsort((chance[group], row))
+    row, _ = _extremes(groups, rows)  # photos of one group stay together, whatever their labels
+    order = np.lexsort((chance, row))  # groups by class, inside it by chance
     _, start, count = np.unique(row[order], return_index=True, return_counts=True)
     wanted = np.minimum(np.maximum(np.rint(val_share * count), 1), count - 1)
-    rank = np.arange(len(order)) - np.repeat(start, count)
     chosen = np.empty(len(order), dtype=np.int8)
-    chosen[order] = rank < np.repeat(wanted, count)
-    return chosen[entry]
+    chosen[order] = np.arange(len(order)) - np.repeat(start, count) < np.repeat(wanted, count)
+    return chosen[groups]
 
 
 def positions(values: pa.ChunkedArray, seed: int) -> NDArray[np.uint64]:
@@ -166,19 +160,19 @@ class Annotations:
         self._rows: dict[int, tuple[bytes, bytes]] = {}
 
     def __call__(self, row: int, source: bytes) -> tuple[bytes, bytes]:
-        if row not in self._rows:
-            self._rows[row] = self._row(row)
-        cls, start = self._rows[row]
-        return cls, b"%b%b}" % (start, json.dumps(source.decode("utf-8", "surrogateescape")).encode())
+        cls, start = self._rows.get(row) or self._of_row(row)
+        return cls, b"%b%b}" % (start, json.dumps(path_text(source)).encode())
 
     def sizes(self, rows: NDArray[np.int32], sources: pa.ChunkedArray) -> NDArray[np.int64]:
         """Bytes of both members together, each padded, without making them. int64 [n]"""
-        every = [self._row(row) for row in range(self._taxonomy.rows)]
-        cls = np.array([tar.padded(len(cls)) for cls, _ in every], dtype=np.int64)
-        start = np.array([len(start) + len('""}') for _, start in every], dtype=np.int64)
+        cls, start = np.zeros((2, self._taxonomy.rows), dtype=np.int64)
+        for row in np.unique(rows).tolist():
+            of_row = self._of_row(row)
+            cls[row], start[row] = tar.padded(len(of_row[0])), len(of_row[1]) + len('""}')
         return cls[rows] + tar.padded_all(start[rows] + _json_lengths(sources))
 
-    def _row(self, row: int) -> tuple[bytes, bytes]:
+    def _of_row(self, row: int) -> tuple[bytes, bytes]:
+        """`.cls` of a class, and `.json` up to the path; kept for the next photo of the class."""
         species_id = int(self._taxonomy.row_species[row])
         species, disease = self._taxonomy.row_names[row]
         names = {
@@ -188,7 +182,8 @@ class Annotations:
             "disease_id": int(row - self._taxonomy.offsets[species_id]),
         }
         start = json.dumps(names, separators=(",", ":")).encode()[:-1] + b',"source":'
-        return b"%d" % species_id, start
+        self._rows[row] = b"%d" % species_id, start
+        return self._rows[row]
 
 
 def plan(
@@ -246,7 +241,7 @@ def _batch_lengths(sources: pa.Array) -> NDArray[np.int64]:
     at = ends - ends[0]
     lengths: NDArray[np.int64] = np.diff(total[at])
     for number in np.flatnonzero(np.diff(beyond[at])).tolist():
-        lengths[number] = len(json.dumps(sources[number].as_py().decode("utf-8", "surrogateescape"))) - 2
+        lengths[number] = len(json.dumps(path_text(sources[number].as_py()))) - 2
     return lengths
 
 

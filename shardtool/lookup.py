@@ -11,13 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shardtool.errors import DatasetError, UsageError
-from shardtool.index import cat, open_manifest, read_photo, shards_folder, sidecars
-from shardtool.store import shown
+from shardtool.errors import UsageError
+from shardtool.index import REPORT_FILE, Refusal, open_dataset, read_photo, where
+from shardtool.paths import path_bytes, path_text
+from shardtool.progress import OpenProgress, silent
+from shardtool.store import cat, shown
 from shardtool.taxonomy import Taxonomy
-from shardtool.terminal import OpenProgress, silent
-
-REPORT_FILE = "report.json"
 
 
 @dataclass(frozen=True)
@@ -45,19 +44,10 @@ class Photo:
 
     @property
     def where(self) -> str:
-        return f"{self.split}/{self.shard}.tar, key {self.key}, offset {self.offset}"
+        return where(self.split, self.shard, self.key, self.offset)
 
     def as_json(self) -> dict[str, Any]:
-        return {**vars(self), "source": os.fsdecode(self.source)}
-
-
-@dataclass(frozen=True)
-class Refused:
-    """A photo that is not in the dataset, and why."""
-
-    source: str
-    reason: str
-    detail: str
+        return {**vars(self), "source": path_text(self.source)}
 
 
 @dataclass(frozen=True)
@@ -65,7 +55,7 @@ class Explained:
     """All that a key or a path may mean."""
 
     photos: tuple[Photo, ...]
-    refused: tuple[Refused, ...]
+    refused: tuple[Refusal, ...]
 
 
 def find_key(folder: str, key: str, progress: OpenProgress = silent) -> Photo:
@@ -91,9 +81,7 @@ def find_key(folder: str, key: str, progress: OpenProgress = silent) -> Photo:
 
 def photo_bytes(folder: str, photo: Photo) -> bytes:
     """The JPEG. Raises CorruptSample."""
-    base = open_manifest(folder).bases.get(photo.split, "")
-    place = shards_folder(f"{folder.rstrip('/')}/{photo.split}", base)
-    shard = f"{place}/{photo.shard}.tar"
+    shard = f"{open_dataset(folder).shards(photo.split)}/{photo.shard}.tar"
     return read_photo(shard, photo.offset, photo.size, photo.crc32c, photo.where)
 
 
@@ -102,13 +90,13 @@ def explain(folder: str, what: str, progress: OpenProgress = silent) -> Explaine
     packer, a path under the packed folder, or the end of one."""
     path = os.path.normpath(os.fsencode(what))
     found = list(_search(folder, what, path, progress))
-    refused = [refusal for refusal in _refusals(folder) if common_ending(os.fsencode(refusal.source), path)]
+    refused = [refusal for refusal in _refusals(folder) if common_ending(path_bytes(refusal.source), path)]
     # of pictures/x.jpg and x.jpg in a flat foreign dataset, the longer one is meant
-    sources = [photo.source for photo in found] + [os.fsencode(refusal.source) for refusal in refused]
+    sources = [photo.source for photo in found] + [path_bytes(refusal.source) for refusal in refused]
     best = max((common_ending(source, path) for source in sources), default=0)
     return Explained(
         tuple(p for p in found if common_ending(p.source, path) == best or _has_key(p, what)),
-        tuple(r for r in refused if common_ending(os.fsencode(r.source), path) == best),
+        tuple(r for r in refused if common_ending(path_bytes(r.source), path) == best),
     )
 
 
@@ -120,10 +108,11 @@ def common_ending(source: bytes, path: bytes) -> int:
 
 def _search(folder: str, key: str, path: bytes, progress: OpenProgress) -> Iterator[Photo]:
     """Photos whose key starts with `key`, or whose source has an ending in common with `path`."""
-    manifest = open_manifest(folder)
+    dataset = open_dataset(folder)
+    manifest = dataset.manifest
     with progress("searching shards", sum(map(len, manifest.splits.values()))) as advance:
-        for split, entry, table in sidecars(folder, manifest):
-            start = os.fsencode(key.removeprefix(f"{split}/{entry.name}/"))
+        for split, entry, table in dataset.sidecars():
+            start = path_bytes(key.removeprefix(f"{split}/{entry.name}/"))
             fits = pc.or_(
                 pc.starts_with(table.column("key"), start), _ends_alike(table.column("source"), path)
             )
@@ -146,15 +135,14 @@ def _has_key(photo: Photo, what: str) -> bool:
 
 
 def _photo(taxonomy: Taxonomy, split: str, shard: str, row: dict[str, Any]) -> Photo:
-    species = row["species_id"]
-    names = {"species": taxonomy.species[species], "disease": taxonomy.diseases[species][row["disease_id"]]}
-    return Photo(split=split, shard=shard, **names, **row)
+    species, disease = taxonomy.names(row["species_id"], row["disease_id"])
+    return Photo(split=split, shard=shard, species=species, disease=disease, **row)
 
 
-def _refusals(folder: str) -> Iterator[Refused]:
+def _refusals(folder: str) -> Iterator[Refusal]:
     try:
         report = json.loads(cat(f"{folder.rstrip('/')}/{REPORT_FILE}"))
-    except DatasetError:  # not there
+    except FileNotFoundError:
         return
     for refusal in report["refusals"]:
-        yield Refused(refusal["source"], refusal["reason"], refusal["detail"])
+        yield Refusal(refusal["source"], refusal["reason"], refusal["detail"])

@@ -1,7 +1,7 @@
-"""How well the order inside the shards is mixed: species a batch, against a perfect shuffle.
+"""What is judged of a dataset: the long tail of its classes, and the order inside the shards.
 
-Pure: the order in, two numbers out. A reader that takes the photos as they lie in the shards gets these
-batches.
+The order is judged by the species a batch, against a perfect shuffle: a reader that takes the photos as
+they lie in the shards gets these batches. Pure: arrays in, numbers out.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+TAIL_PHOTOS = 80  # a class with at most as many training photos is in the long tail
 
 
 @dataclass(frozen=True)

@@ -20,17 +20,19 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from shardtool.errors import UsageError
+from shardtool.errors import UsageError, UserError
 from shardtool.executor import ordered
-from shardtool.photo import KEEP, Check, Reason, Refused, Rules, encode
-from shardtool.source import Source
+from shardtool.paths import path_text
+from shardtool.photo import KEEP, Check, Reason, Refused, Rules, begins_like_an_image, encode
+from shardtool.source import Entry, Source
 from shardtool.taxonomy import Taxonomy
 
 SPLITS = ("train", "val", "test")
 IMAGE_ENDINGS = (
     *(b".jpg", b".jpeg", b".jpe", b".jfif", b".mpo", b".png", b".webp", b".gif"),
-    *(b".bmp", b".tif", b".tiff", b".jp2", b".avif", b".ppm"),
+    *(b".bmp", b".tif", b".tiff", b".jp2", b".avif", b".ppm", b".heic", b".heif"),  # the last two: refused
 )
+MAGIC_BYTES = 16
 PHOTOS_A_JOB = 256
 TABLES_AT_ONCE = 512
 
@@ -102,6 +104,11 @@ class Scan:
     ignored: Counter[str] = field(default_factory=Counter)
 
     @property
+    def reasons(self) -> Counter[str]:
+        """How many files were refused for each reason."""
+        return Counter(str(refusal.reason) for refusal in self.refused)
+
+    @property
     def converted(self) -> Counter[str]:
         """How many photos each rule of conversion applied to."""
         counts = self.photos.column("rule").value_counts().to_pylist()
@@ -113,7 +120,7 @@ class Scan:
         return int(column(self.photos, "progressive").sum())
 
 
-def content_digest(data: bytes) -> bytes:
+def content_digest(data: bytes | memoryview) -> bytes:
     """XXH3-128 of a file's bytes: equal photos have equal digests."""
     return xxhash.xxh3_128_digest(data)
 
@@ -126,11 +133,11 @@ def list_tree(source: Source, merge_twins: bool = False) -> Tree:
     """
     walk = _Walk(source)
     top = walk.subfolders(b"")
-    splits = [name for name in top if os.fsdecode(name) in SPLITS]
+    splits = [name for name in top if path_text(name) in SPLITS]
     if splits:
         walk.misplace(b"", [name for name in top if name not in splits])
         for name in splits:
-            walk.split(name, SPLITS.index(os.fsdecode(name)))
+            walk.split(name, SPLITS.index(path_text(name)))
     else:
         walk.classes(b"", top, -1)
     folders = tuple(sorted(walk.folders, key=lambda folder: folder.path))
@@ -174,8 +181,8 @@ class _Walk:
 
     def subfolders(self, path: bytes) -> list[bytes]:
         """Names of the folders in `path`; photos that lie there are refused, they have no label."""
-        folders, photos = self._entries(path)
-        self.misplace(path, photos)
+        folders, photos, _ = self._entries(path)
+        self._misplaced(path, photos)
         return folders
 
     def split(self, path: bytes, split: int) -> None:
@@ -187,45 +194,69 @@ class _Walk:
             for disease in self.subfolders(path):
                 self._class(os.path.join(path, disease), split, _label(name), _label(disease))
 
-    def misplace(self, path: bytes, names: list[bytes]) -> None:
-        for name in names:
+    def misplace(self, path: bytes, folders: list[bytes]) -> None:
+        """Refuse every photo in these folders and below: none of them has a label."""
+        for folder in folders:
+            below = os.path.join(path, folder)
+            deeper, photos, _ = self._entries(below)
+            self._misplaced(below, photos)
+            self.misplace(below, deeper)
+
+    def _misplaced(self, path: bytes, photos: list[bytes]) -> None:
+        for name in photos:
             detail = "not in a species/disease folder"
             self.refused.append(Refusal(os.path.join(path, name), "misplaced", detail))
 
     def _class(self, path: bytes, split: int, species: str, disease: str) -> None:
-        deeper, photos = self._entries(path)
+        deeper, photos, readable = self._entries(path)
         self.misplace(path, deeper)
-        if photos:
+        if photos or not readable:  # a class that cannot be read today keeps its id
             self.folders.append(Folder(path, split, species, disease, tuple(photos)))
         else:
             self.ignored["empty class folder"] += 1
 
-    def _entries(self, path: bytes) -> tuple[list[bytes], list[bytes]]:
-        """Sorted names of the subfolders and of the candidate photos in `path`."""
-        folders: list[bytes] = []
-        photos: list[bytes] = []
+    def _entries(self, path: bytes) -> tuple[list[bytes], list[bytes], bool]:
+        """Sorted names of the subfolders and the candidate photos in `path`; and whether it can be read."""
         try:
             entries = self.source.entries(path)
         except OSError as error:
             self.refused.append(Refusal(path, "unreadable", error.strerror or str(error)))
-            return folders, photos
+            return [], [], False
+        folders: list[bytes] = []
+        photos: list[bytes] = []
         for entry in entries:
-            ending = entry.name[entry.name.rfind(b".") :].lower() if b"." in entry.name else b""
-            if entry.name.startswith(b"."):
-                self.ignored["hidden"] += 1
-            elif entry.kind == "folder":
+            if entry.kind == "folder" and not entry.name.startswith(b"."):
                 folders.append(entry.name)
-            elif ending in IMAGE_ENDINGS or entry.kind == "link":
+            elif self._is_candidate(path, entry):
                 photos.append(entry.name)
             else:
-                self.ignored[f"{os.fsdecode(ending) or 'no'} ending"] += 1
-        return sorted(folders), sorted(photos)
+                self.ignored[_why_ignored(entry)] += 1
+        return sorted(folders), sorted(photos), True
+
+    def _is_candidate(self, path: bytes, entry: Entry) -> bool:
+        """Whether this may be a photo: by its name or, where that does not tell, by its first bytes."""
+        hidden = entry.name.startswith(b".")
+        if not hidden and (entry.kind == "link" or _ending(entry.name) in IMAGE_ENDINGS):
+            return True
+        return entry.kind == "file" and begins_like_an_image(
+            self.source.begins(os.path.join(path, entry.name), MAGIC_BYTES)
+        )
+
+
+def _why_ignored(entry: Entry) -> str:
+    if entry.name.startswith(b"."):
+        return "hidden folder" if entry.kind == "folder" else "hidden"
+    return f"{path_text(_ending(entry.name)) or 'no'} ending"
+
+
+def _ending(name: bytes) -> bytes:
+    return name[name.rfind(b".") :].lower() if b"." in name else b""
 
 
 def _label(name: bytes) -> str:
     # macOS stores names decomposed; NFC makes the same class of the same word from two machines
     # (decoded as UTF-8 whatever the locale says: the label is in the shard's bytes)
-    return unicodedata.normalize("NFC", name.decode("utf-8", "surrogateescape"))
+    return unicodedata.normalize("NFC", path_text(name))
 
 
 def _check_names(folders: tuple[Folder, ...]) -> None:
@@ -275,7 +306,7 @@ class _Job:
     rules: Rules
 
     def __str__(self) -> str:
-        return f"{os.fsdecode(self.folder)}, {len(self.names)} photos from {os.fsdecode(self.names[0])}"
+        return f"{path_text(self.folder)}, {len(self.names)} photos from {path_text(self.names[0])}"
 
 
 def _jobs(tree: Tree, taxonomy: Taxonomy, check: Check, rules: Rules) -> Iterator[_Job]:
@@ -297,6 +328,9 @@ def _examine(job: _Job) -> tuple[pa.Table, list[Refusal]]:
         except Refused as error:
             refused.append(Refusal(source, error.reason, error.detail))
             continue
+        except MemoryError as error:  # not the photo's fault: another machine would take it
+            cure = "give it more, or use fewer workers"
+            raise UserError("not enough memory for a photo", where=path_text(source), cure=cure) from error
         crc32c, digest = google_crc32c.value(photo.data), content_digest(data)
         sizes = (len(photo.data), photo.width, photo.height)
         found.append((source, *sizes, crc32c, digest, photo.rule, photo.progressive, photo.look))

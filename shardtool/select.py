@@ -6,9 +6,9 @@ whose copies stand in a later split are refused: validation must not ask what wa
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from shardtool import layout
+from shardtool.paths import path_text
 from shardtool.photo import Reason
 from shardtool.scan import Refusal, Scan, column
 from shardtool.similar import LOOK_BYTES, NearPair, near_pairs
@@ -36,10 +37,25 @@ def select(
     return replace(chosen.scan, refused=tuple(sorted(chosen.scan.refused, key=lambda each: each.source)))
 
 
+class Copies(NamedTuple):
+    """Photos of equal bytes beside each other, with the number of their group; int64 [copies] each."""
+
+    photos: NDArray[np.int64]
+    groups: NDArray[np.int64]
+
+
+def copies(scan: Scan) -> Copies:
+    """The photos whose bytes stand more than once; the groups in the order of the scan."""
+    groups = layout.same_bytes(scan.photos.column("digest"))
+    several = np.flatnonzero(np.bincount(groups)[groups] > 1)
+    _, firsts, groups = np.unique(groups[several], return_index=True, return_inverse=True)
+    order = np.argsort(firsts[groups], kind="stable")
+    return Copies(several[order], firsts[groups[order]])
+
+
 def duplicates(scan: Scan) -> int:
     """Photos whose bytes stand more than once."""
-    groups = layout.same_bytes(scan.photos.column("digest"))
-    return int((np.bincount(groups)[groups] > 1).sum()) if len(groups) else 0
+    return len(copies(scan).photos)
 
 
 def near_duplicates(scan: Scan, within: bool) -> tuple[NearPair, ...]:
@@ -97,4 +113,4 @@ def _refusals(chosen: _Chosen, photos: NDArray[np.int64], reason: Reason) -> Ite
     for photo in photos.tolist():
         others = [other for other in twins[int(groups[photo])] if other != photo]
         twin = source[max(others, key=lambda other: int(splits[other]))]
-        yield Refusal(source[photo], reason, f"same bytes as {os.fsdecode(twin)}", twin)
+        yield Refusal(source[photo], reason, f"same bytes as {path_text(twin)}", twin)

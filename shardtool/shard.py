@@ -7,28 +7,29 @@ PIECE bytes. While one piece is being filled, another thread writes and hashes t
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import BinaryIO, NamedTuple
 
 import google_crc32c
 import numpy as np
 import pyarrow as pa
-import xxhash
 
 from shardtool import tar
-from shardtool.errors import DatasetError, SourceChanged
-from shardtool.index import read_sidecar, sidecar_bytes
+from shardtool.errors import DatasetError, SourceChanged, UserError
+from shardtool.index import ShardEntry, read_sidecar, sidecar_bytes
 from shardtool.layout import Annotations, ShardPlan, sample_sizes
+from shardtool.paths import path_text
 from shardtool.photo import Refused, Rules, encode
 from shardtool.scan import column, content_digest
-from shardtool.source import LocalSource, Source
-from shardtool.store import Folder, LocalFolder
+from shardtool.source import Source
+from shardtool.store import Folder
 from shardtool.taxonomy import Taxonomy
 
 PIECE = 4 << 20
+_SHA256 = b"shardtool.sha256"
 
 
 @dataclass(frozen=True)
@@ -55,40 +56,45 @@ class ShardJob:
         return f"{self}.parquet"
 
 
-def write_shard(job: ShardJob) -> int:
-    """Write one shard and its sidecar; returns the number of samples. Raises SourceChanged, NoSpace."""
+def write_shard(job: ShardJob) -> ShardEntry:
+    """Write one shard and its sidecar. Raises SourceChanged, NoSpace, StorageError."""
     with job.out.create(job.tar) as file:
         sha256 = _write(file, _pieces(job))
         assert file.tell() == job.plan.size, (file.tell(), job.plan.size)
+    sidecar = sidecar_bytes(sidecar_table(job.plan, job.taxonomy), sha256)
     with job.out.create(job.sidecar) as file:
-        file.write(sidecar_bytes(sidecar_table(job.plan, job.taxonomy), sha256))
-    return int(job.plan.photos.num_rows)
+        file.write(sidecar)
+    return _entry(job, sha256, sidecar)
 
 
 def rehearse(job: ShardJob, pieces: int) -> int:
-    """Make the first pieces of a shard without writing them, to see how long that takes; returns bytes."""
-    return sum(len(piece) for piece, _ in zip(_pieces(job), range(pieces), strict=False))
+    """Make the first pieces of a shard and hash them, to see how long that takes; returns their bytes."""
+    sha256, done = hashlib.sha256(), 0
+    for piece in islice(_pieces(job), pieces):
+        sha256.update(piece)
+        done += len(piece)
+    return done
 
 
-def up_to_date(job: ShardJob) -> bool:
-    """Whether shard and sidecar are, byte for byte, what this plan would write.
+def find_shard(job: ShardJob) -> ShardEntry | None:
+    """The shard, if it and its sidecar are, byte for byte, what this plan would write.
 
     Looking at the sidecar alone would keep a damaged shard, and one whose sidecar was not written yet. A
     remote shard is not fetched for it: it is what was uploaded, and `verify` reads it.
     """
-    if job.out.files(job.plan.split).get(f"{job.plan.name}.tar") != job.plan.size:
-        return False
     try:
-        data = job.out.read(job.sidecar)
-        sidecar = read_sidecar(data, str(job))
-        table = sidecar_table(job.plan, job.taxonomy)
-        if not sidecar.equals(table):
-            return False
-        if not isinstance(job.out, LocalFolder):
-            return True
-        return data == sidecar_bytes(table, job.out.sha256(job.tar))
+        sidecar = job.out.read(job.sidecar)
+        found = read_sidecar(sidecar, str(job))
+        sha256 = job.out.sha256(job.tar) or (found.schema.metadata or {}).get(_SHA256, b"").decode()
     except (OSError, DatasetError):
-        return False
+        return None
+    same = sidecar == sidecar_bytes(sidecar_table(job.plan, job.taxonomy), sha256)
+    return _entry(job, sha256, sidecar) if same else None
+
+
+def _entry(job: ShardJob, sha256: str, sidecar: bytes) -> ShardEntry:
+    photos, name = job.plan.photos.num_rows, job.plan.name
+    return ShardEntry(name, photos, job.plan.size, sha256, hashlib.sha256(sidecar).hexdigest())
 
 
 def sidecar_table(plan: ShardPlan, taxonomy: Taxonomy) -> pa.Table:
@@ -199,15 +205,12 @@ def _fill(job: ShardJob, samples: Sequence[_Sample], annotations: Annotations, p
 
 def _place_photos(job: ShardJob, samples: Sequence[_Sample], places: Sequence[memoryview]) -> None:
     """Read every photo to its place. Raises SourceChanged if one is no longer what the scan has seen."""
-    pending = list(zip(samples, places, strict=True))
-    if isinstance(job.source, LocalSource):
-        filled = job.source.fill_many([sample.source for sample in samples], places)
-        digest = xxhash.xxh3_128_digest
-        pending = [
-            (sample, place)
-            for (sample, place), full in zip(pending, filled, strict=True)
-            if sample.rule or not full or digest(place) != sample.digest
-        ]
+    filled = job.source.fill_many([sample.source for sample in samples], places)
+    pending = [
+        (sample, place)
+        for sample, place, full in zip(samples, places, filled, strict=True)
+        if sample.rule or not full or content_digest(place) != sample.digest
+    ]
     for _ in range(2):  # a second look: the first may have met a file that is being copied
         found = job.source.read_many([sample.source for sample, _ in pending])
         answers = zip(pending, found, strict=True)
@@ -215,7 +218,7 @@ def _place_photos(job: ShardJob, samples: Sequence[_Sample], places: Sequence[me
     if pending:
         raise SourceChanged(
             "a photo changed while it was packed",
-            where=os.fsdecode(pending[0][0].source),
+            where=path_text(pending[0][0].source),
             cure="run the same command again when nothing writes to the source",
         )
 
@@ -224,7 +227,15 @@ def _place(sample: _Sample, place: memoryview, data: bytes | Refused, rules: Rul
     """Put the JPEG of a source file into its place; False if it is another file now."""
     if isinstance(data, Refused) or content_digest(data) != sample.digest:
         return False
-    jpeg = encode(data, "header", rules).data if sample.rule else data
-    assert google_crc32c.value(jpeg) == sample.crc32c, sample.source
+    try:
+        jpeg = encode(data, "header", rules).data if sample.rule else data
+    except Refused:
+        jpeg = b""
+    if google_crc32c.value(jpeg) != sample.crc32c:
+        raise UserError(
+            "a photo was converted to other bytes than when it was checked",
+            where=path_text(sample.source),
+            cure="use the same versions of Pillow and jpegtran on all workers",
+        )
     place[:] = jpeg
     return True

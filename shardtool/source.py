@@ -9,9 +9,11 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from shardtool.errors import UsageError
+from shardtool.paths import path_bytes, path_text
 from shardtool.photo import Refused
 from shardtool.store import filesystem, is_remote, patiently, plain_path, shown
 
@@ -32,7 +34,7 @@ def open_source(url: str) -> Source:
     """The source at a path or URL. Raises UsageError when no folder is there."""
     url = plain_path(url)
     # absolute, for the workers of a cluster have other working folders
-    source = RemoteSource(url.rstrip("/")) if is_remote(url) else LocalSource(os.path.abspath(url))
+    source = RemoteSource(url.rstrip("/")) if is_remote(url) else LocalSource(str(Path(url).absolute()))
     if not source.is_there():
         raise UsageError("no such folder", where=shown(url), cure="give the folder of the organized tree")
     return source
@@ -56,6 +58,14 @@ class LocalSource:
         """The bytes of a photo. Raises Refused."""
         with self._opened() as root:
             return read_source(path, root)
+
+    def begins(self, path: bytes, count: int) -> bytes:
+        """The first bytes of a file; none if it cannot be read."""
+        try:
+            with self._opened() as root, open(_open(path, root), "rb", buffering=0) as file:
+                return file.read(count)
+        except OSError:
+            return b""
 
     def read_many(self, paths: Sequence[bytes]) -> Iterator[bytes | Refused]:
         """The bytes of each photo, or why it cannot be read."""
@@ -100,7 +110,15 @@ class RemoteSource:
             for info in found
             if info["name"].strip("/") != folder.strip("/")
         )
-        return [Entry(name.encode("utf-8", "surrogateescape"), _remote_kind(info)) for name, info in names]
+        return [Entry(path_bytes(name), _remote_kind(info)) for name, info in names]
+
+    def begins(self, path: bytes, count: int) -> bytes:
+        files, _ = filesystem(self.url)
+        try:
+            start: bytes = patiently(lambda: files.cat_file(self._path(path), start=0, end=count), self.url)
+        except OSError:
+            return b""
+        return start[:count]
 
     def read(self, path: bytes) -> bytes:
         (data,) = self.read_many([path])
@@ -114,6 +132,10 @@ class RemoteSource:
             wanted = [self._path(path) for path in paths[start : start + READ_AHEAD]]
             yield from patiently(partial(self._fetch, wanted), self.url)
 
+    def fill_many(self, paths: Sequence[bytes], rooms: Sequence[memoryview]) -> list[bool]:
+        """Nothing: what comes over a network comes as bytes of its own."""
+        return [False] * len(paths)
+
     def _fetch(self, wanted: Sequence[str]) -> list[bytes | Refused]:
         files, _ = filesystem(self.url)
         whole = [None] * len(wanted)
@@ -122,7 +144,7 @@ class RemoteSource:
 
     def _path(self, path: bytes) -> str:
         root = filesystem(self.url)[1].rstrip("/")
-        inside = path.decode("utf-8", "surrogateescape")
+        inside = path_text(path)
         return f"{root}/{inside}" if inside else root
 
 
@@ -135,7 +157,7 @@ def read_source(path: bytes, folder: int | None = None) -> bytes:
     """The bytes of a regular file, its path relative to an opened folder; links are not followed and a
     FIFO does not block. Raises Refused."""
     try:
-        descriptor = os.open(path, _FLAGS, dir_fd=folder)
+        descriptor = _open(path, folder)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):
             raise Refused("not a regular file", "a link or a socket is not followed") from None
@@ -146,16 +168,23 @@ def read_source(path: bytes, folder: int | None = None) -> bytes:
             raise Refused("not a regular file", stat.filemode(status.st_mode))
         if status.st_size > MAX_FILE_BYTES:
             raise Refused("too large", f"{status.st_size} bytes")
-        return os.read(descriptor, status.st_size + 1)
+        data = os.read(descriptor, status.st_size + 1)
+        while len(data) < status.st_size and (more := os.read(descriptor, status.st_size)):
+            data += more  # a network file system may give less than was asked for
+        return data
     except OSError as error:
         raise Refused("unreadable", error.strerror or str(error)) from None
     finally:
         os.close(descriptor)
 
 
+def _open(path: bytes, folder: int | None) -> int:
+    return os.open(path, _FLAGS, dir_fd=folder)
+
+
 def _fill(path: bytes, folder: int, room: memoryview) -> bool:
     try:
-        descriptor = os.open(path, _FLAGS, dir_fd=folder)
+        descriptor = _open(path, folder)
     except OSError:
         return False
     try:  # one byte more than there should be: a file that has grown is noticed

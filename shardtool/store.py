@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +21,28 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from shardtool.errors import DestinationBusy, StorageError, UsageError, UserError
-from shardtool.files import atomic, exclusive, remove_temporaries, sync_folder
+from shardtool.errors import DatasetError, StorageError, UsageError, UserError
+from shardtool.files import (
+    LOCK,
+    Owner,
+    atomic,
+    busy,
+    exclusive,
+    lock_note,
+    lock_owner,
+    remove_temporaries,
+    sync_folder,
+)
 
 SCHEMES = ("file", "s3", "gs", "gcs", "az", "abfs", "abfss", "http", "https", "sftp", "hf", "memory")
 REAL_FOLDERS = ("file", "sftp")  # an object store has names with slashes instead
-LOCK = ".lock"
 PATIENCE = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before a storage that fails is asked again
 UPLOAD_BYTES = 16 << 20  # a part of an upload; S3 takes 10,000 of them
+READ_AHEAD = 1 << 20  # of a remote file: a round trip costs more than the photos between two headers
 
 Answer = TypeVar("Answer")
+# (offset, length) -> exactly these bytes of a file, fewer at its end
+Read = Callable[[int, int], bytes]
 
 
 def is_remote(url: str) -> bool:
@@ -58,14 +69,14 @@ def filesystem(url: str) -> tuple[Any, str]:
     Raises UsageError for a scheme that is not in SCHEMES, or whose package is not installed, and for a
     password in the URL: libraries repeat URLs in their messages.
     """
-    if is_remote(url) and urlsplit(url).password:
-        raise UsageError(
-            "a password in a URL gets into logs", where=shown(url), cure="put it in the environment"
-        )
     scheme = url.partition("://")[0] if is_remote(url) else "file"
     if scheme not in SCHEMES or "::" in url:
         raise UsageError(
             f"no way to read {scheme}:// URLs", where=shown(url), cure=f"use one of {', '.join(SCHEMES)}"
+        )
+    if is_remote(url) and urlsplit(url).password:
+        raise UsageError(
+            "a password in a URL gets into logs", where=shown(url), cure="put it in the environment"
         )
     try:
         found: tuple[Any, str] = fsspec.core.url_to_fs(url)
@@ -75,11 +86,14 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 
 def patiently(ask: Callable[[], Answer], url: str) -> Answer:
-    """What the storage answers; a network that fails is asked again, with growing pauses.
+    """What the storage answers; a network that fails is asked again, with growing pauses, this machine's
+    disk is not.
 
     Raises StorageError in the end, or at once for what no patience helps; and, naming the URL, the OSError
     that says that something is not there or not allowed.
     """
+    if not is_remote(url):
+        return ask()
     for pause in (*PATIENCE, None):
         try:
             return ask()
@@ -113,10 +127,67 @@ def _bare(error: Exception) -> str:
     return re.sub(r"(?<=\?)[^\s'\"]+|(?<=//)[^/\s@]+@", "", str(error))
 
 
+def cat(url: str, start: int | None = None, end: int | None = None) -> bytes:
+    """Bytes `start` to `end` of a file at a path or URL. Raises FileNotFoundError."""
+    files, path = filesystem(url)
+    data: bytes = patiently(lambda: files.cat_file(path, start=start, end=end), url)
+    return data
+
+
+def exists(url: str) -> bool:
+    """Whether there is something at a path or URL."""
+    files, path = filesystem(url)
+    return bool(patiently(lambda: files.exists(path), url))
+
+
+def sizes(folder: str, names: Sequence[str]) -> dict[str, int | None]:
+    """Name -> bytes of files in a folder at a path or URL, `names` among them if they are there.
+
+    Raises FileNotFoundError and NotADirectoryError.
+    """
+    files, path = filesystem(folder)
+    if folder.startswith(("http://", "https://")):  # no listing there, or one without sizes
+        found = patiently(lambda: files.sizes([f"{path}/{name}" for name in names]), folder)
+        return dict(zip(names, found, strict=True))
+    listed = patiently(lambda: files.ls(path, detail=True), folder)
+    return {_name(info): info["size"] for info in listed}
+
+
+@contextlib.contextmanager
+def reader(url: str) -> Iterator[tuple[Read, int]]:
+    """Reads at any place of a file at a path or URL, and its size. Raises FileNotFoundError."""
+    if is_remote(url):
+        files, path = filesystem(url)
+        size = patiently(lambda: files.size(path), url)
+        with files.open(path, "rb", block_size=READ_AHEAD, cache_type="readahead", size=size) as file:
+            yield lambda offset, length: _read_remote(file, offset, length, url), int(size or 0)
+    else:
+        with open(url, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            yield lambda offset, length: os.pread(file.fileno(), length, offset), size
+
+
+def _read_remote(file: Any, offset: int, length: int, url: str) -> bytes:
+    def ask() -> bytes:
+        file.seek(offset)
+        data: bytes = file.read(length)
+        return data
+
+    data = patiently(ask, url)
+    if len(data) > length:
+        raise DatasetError("the server answers with other bytes than those asked for", where=shown(url))
+    return data
+
+
+def _name(info: dict[str, Any]) -> str:
+    name: str = info["name"]
+    return name.rpartition("/")[2]
+
+
 def open_folder(url: str) -> Folder:
     """The folder at a path or URL, to be written to; it need not exist yet."""
     url = plain_path(url)
-    return RemoteFolder(url.rstrip("/")) if is_remote(url) else LocalFolder(Path(url).absolute())
+    return RemoteFolder(url.rstrip("/")) if is_remote(url) else LocalFolder(Path(url).resolve())
 
 
 @dataclass(frozen=True)
@@ -143,7 +214,7 @@ class LocalFolder:
         """The bytes of a file. Raises FileNotFoundError."""
         return (self.root / name).read_bytes()
 
-    def sha256(self, name: str) -> str:
+    def sha256(self, name: str) -> str | None:
         """Of what lies there now. Raises OSError."""
         with (self.root / name).open("rb") as file:
             return _sha256(file)
@@ -170,14 +241,15 @@ class LocalFolder:
         return left
 
     def free(self) -> int | None:
-        """Bytes that can still be written."""
-        return shutil.disk_usage(self.root).free
+        """Bytes that can still be written, also before the folder is made."""
+        there = next(path for path in (self.root, *self.root.parents) if path.exists())
+        return shutil.disk_usage(there).free
 
     def exclusive(self, purpose: str) -> AbstractContextManager[None]:
         """Hold the folder for one writer. Raises DestinationBusy."""
         return exclusive(self.root, purpose)
 
-    def is_foreign(self) -> bool:
+    def is_unclaimed(self) -> bool:
         """Whether files lie here that no writer of ours has made."""
         return self.root.is_dir() and any(self.root.iterdir()) and not (self.root / LOCK).exists()
 
@@ -199,21 +271,15 @@ class RemoteFolder:
             found = patiently(lambda: storage.ls(path, detail=True), self.url)
         except FileNotFoundError:
             return {}
-        return {
-            info["name"].rpartition("/")[2]: int(info["size"]) for info in found if info["type"] == "file"
-        }
+        return {_name(info): int(info["size"]) for info in found if info["type"] == "file"}
 
     def read(self, name: str) -> bytes:
         """The bytes of a file. Raises FileNotFoundError."""
-        storage, path = self._at(name)
-        data: bytes = patiently(lambda: storage.cat_file(path), self.url)
-        return data
+        return cat(f"{self.url}/{name}")
 
-    def sha256(self, name: str) -> str:
-        """Of what lies there now; it is downloaded for it. Raises OSError."""
-        storage, path = self._at(name)
-        with storage.open(path, "rb", block_size=UPLOAD_BYTES) as file:
-            return _sha256(file)
+    def sha256(self, name: str) -> str | None:
+        """Unknown: it would have to be fetched."""
+        return None
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:
@@ -259,31 +325,25 @@ class RemoteFolder:
         names its owner. Raises DestinationBusy; an owner on this host that is dead is succeeded."""
         owner = self._owner()
         if owner and not _is_dead(owner):
-            raise DestinationBusy(
-                f"another {purpose} is writing here, pid {owner['pid']} on {owner['host']} "
-                f"for {time.time() - owner['since']:.0f} s",
-                where=self,
-                cure=f"wait for it; if it is dead, delete {self}/{LOCK}",
-            )
+            raise busy(purpose, owner, self, f"wait for it; if it is dead, delete {self}/{LOCK}")
         storage, path = self._at(LOCK)
-        mine = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
-        patiently(lambda: storage.pipe_file(path, json.dumps(mine).encode()), self.url)
+        note = lock_note()
+        patiently(lambda: storage.pipe_file(path, note), self.url)
         try:
             yield
         finally:
             patiently(lambda: storage.pipe_file(path, b""), self.url)  # stays as the mark of our folders
 
-    def is_foreign(self) -> bool:
+    def is_unclaimed(self) -> bool:
         """Whether files lie here that no writer of ours has made."""
         names = self.files()
         return bool(names) and LOCK not in names
 
-    def _owner(self) -> dict[str, Any] | None:
+    def _owner(self) -> Owner | None:
         try:
-            owner: dict[str, Any] = json.loads(self.read(LOCK))
-        except (FileNotFoundError, ValueError):
+            return lock_owner(self.read(LOCK))
+        except FileNotFoundError:
             return None
-        return owner
 
     def _at(self, name: str) -> tuple[Any, str]:
         storage, root = filesystem(self.url)
@@ -300,13 +360,14 @@ def _sha256(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def _is_dead(owner: dict[str, Any]) -> bool:
-    if owner["host"] != socket.gethostname():
+def _is_dead(owner: Owner) -> bool:
+    if owner.host != socket.gethostname():
         return False
     try:
-        os.kill(owner["pid"], 0)
+        os.kill(owner.pid, 0)
     except ProcessLookupError:
         return True
     except PermissionError:
         return False
-    return bool(owner["pid"] == os.getpid())
+    # Our own pid, written by an earlier life: in a container the packer has the same pid at every start.
+    return owner.pid == os.getpid()

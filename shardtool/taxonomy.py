@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,6 +90,26 @@ class Taxonomy:
     def row_of(self) -> dict[tuple[str, str], int]:
         """Row of each (species, disease) pair of names."""
         return {names: row for row, names in enumerate(self.row_names)}
+
+    @overload
+    def row(self, species: int, disease: int) -> int: ...
+    @overload
+    def row(self, species: NDArray[np.int32], disease: NDArray[np.int32]) -> NDArray[np.int64]: ...
+    def row(
+        self, species: int | NDArray[np.int32], disease: int | NDArray[np.int32]
+    ) -> int | NDArray[np.int64]:
+        """Row of species and disease ids: of one pair, or int64 [n] of many."""
+        row: NDArray[np.int64] = self.offsets[species] + disease
+        return int(row) if isinstance(species, int) else row
+
+    def ids(self, rows: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The inverse of `row` of many: species and disease ids, int64 [n] each."""
+        species = self.row_species[rows]
+        return species, rows - self.offsets[species]
+
+    def names(self, species: int, disease: int) -> tuple[str, str]:
+        """Species and disease of a pair of ids."""
+        return self.species[species], self.diseases[species][disease]
 
     def difference(self, other: Taxonomy) -> str:
         """What `other` has more or less than this label space, for people; "" if they are the same."""

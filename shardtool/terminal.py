@@ -9,9 +9,7 @@ import os
 import sys
 import time
 import traceback
-import unicodedata
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import typer
@@ -28,12 +26,10 @@ from rich.progress import (
 from rich.table import Table
 
 from shardtool.errors import NoSpace, Status, UserError
+from shardtool.progress import Advance, OpenProgress, silent
+from shardtool.text import plain
 
 console = Console(stderr=True, soft_wrap=True, highlight=False)
-
-# A job opens a bar with (label, total) and advances it by counts: pure code needs no terminal.
-Advance = Callable[[int], None]
-OpenProgress = Callable[[str, int], AbstractContextManager[Advance]]
 
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 PLAIN_LINE_SECONDS = 5.0
@@ -42,16 +38,8 @@ PLAIN_LINE_SECONDS = 5.0
 _CommandLineError: type[Any] = typer.BadParameter.__bases__[0]
 
 
-def plain(text: object) -> str:
-    """Text from a file name or a label without control or direction characters, for stdout."""
-    return "".join(
-        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") else char
-        for char in str(text)
-    )
-
-
 def clean(text: object) -> str:
-    """The same with rich's markup escaped, for `say` and tables."""
+    """`plain` text with rich's markup escaped, for `say` and tables."""
     return escape(plain(text))
 
 
@@ -70,37 +58,12 @@ def cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def size_text(count: float) -> str:
-    """Bytes for people: 71.2 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def time_text(seconds: float) -> str:
-    """A duration for people: 4.2 s, 12 min, 3 h 05."""
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    if seconds < 6000:
-        return f"{seconds / 60:.0f} min"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d}"
-
-
 def table(title: str, *columns: str) -> Table:
     """An empty table: the first column holds names, the others numbers."""
     result = Table(title=title, title_justify="left", header_style="bold")
     for place, column in enumerate(columns):
         result.add_column(column, justify="left" if place == 0 else "right")
     return result
-
-
-@contextlib.contextmanager
-def silent(label: str, total: int) -> Iterator[Advance]:
-    """Progress that shows nothing: for libraries, tests and --json."""
-    yield lambda count: None
 
 
 @contextlib.contextmanager
@@ -127,6 +90,11 @@ def progress(label: str, total: int) -> Iterator[Advance]:
             bar.update(task, advance=count, rate=f"{rate:,.0f}/s")
 
         yield advance
+
+
+def progress_unless(quiet: bool) -> OpenProgress:
+    """What shows the progress of a command; nothing does with --json."""
+    return silent if quiet else progress
 
 
 def _plain_progress(label: str, total: int) -> Iterator[Advance]:

@@ -18,7 +18,9 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -29,11 +31,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NoReturn
 
-Fault = Literal["none", "kill", "torn", "power", "full", "error", "short"]
+Fault = Literal["none", "kill", "torn", "power", "reordered", "full", "error", "short"]
 
 # kill:  the process is killed before the call;
 # torn:  half of the bytes of a write arrive, then the process is killed;
-# power: what was written and not synced is lost, then the process is killed;
+# power: what was written and not synced is lost, names in folders as well as bytes of files, then the
+#        process is killed; past the last call: the power goes when the command has ended;
+# reordered: as power, but the newest change of a folder has reached the disk before the older ones;
 # full:  half of a write arrives, and from then on nothing that needs space succeeds;
 # error: the call fails once with EIO;
 # short: every write takes only half of what it is given.
@@ -42,8 +46,11 @@ WRITES = ("write", "pwrite", "writev", "pwritev")
 SYNCS = ("fsync", "fdatasync")
 ON_DESCRIPTORS = (*WRITES, *SYNCS, "ftruncate", "close")
 ON_PATHS = ("open", "mkdir", "rmdir", "unlink", "remove", "rename", "replace", "link", "symlink", "truncate")
+RENAMES = ("rename", "replace")
+ON_NAMES = ("open", "mkdir", "rmdir", "unlink", "remove", *RENAMES)
 NEED_SPACE = (*WRITES, *SYNCS, "open", "mkdir", "rename", "replace", "link", "symlink")
-SECONDS = 30
+POWER_CUTS = ("power", "reordered")
+SECONDS = 120  # a run takes milliseconds on an idle machine
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,10 @@ class Forge:
         self._server.communicate()
 
     def run(self, watched: Path, *arguments: object, fault: Fault = "none", at: int = -1) -> Run:
-        """Run a command; the `at`-th call (from 0) that changes something in `watched` meets the fault."""
+        """Run a command; the `at`-th call (from 0) that changes something in `watched` meets the fault.
+
+        `watched` itself, as a name in its parent, outlives a power cut.
+        """
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         order = _Order(
@@ -135,23 +145,29 @@ def serve() -> None:
 
 def _obey(order: _Order, main: Callable[[], None], news: int) -> NoReturn:
     status, known = 70, set(sys.modules)
+    seam = _Seam(order)
     try:
         signal.alarm(SECONDS)
         said = os.open(order.said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(said, 1)
         os.dup2(said, 2)
         sys.argv = ["shardtool", *order.arguments]
-        _Seam(order).install()
+        seam.install()
         main()
     except SystemExit as end:
         status = int(end.code or 0)
     except BaseException:
         traceback.print_exc()
     finally:
+        if order.fault in POWER_CUTS:
+            seam.lose()
         sys.stdout.flush()
         sys.stderr.flush()
         os.write(news, "\n".join(sorted(set(sys.modules) - known)).encode())
         os._exit(status)
+
+
+Entry = bytes | Literal["folder"] | None  # what a name in a folder stands for; None: nothing
 
 
 class _Seam:
@@ -164,6 +180,9 @@ class _Seam:
         self._count = 0
         self._full = False
         self._unsynced: dict[tuple[int, int], int] = {}  # (device, inode) -> a descriptor of our own
+        self._durable: dict[str, Entry] = {}  # path -> what a power cut brings back
+        self._newest: tuple[str, ...] = ()  # paths that the last change of a folder has touched
+        self._lost = False
         self._lock = threading.RLock()
 
     def install(self) -> None:
@@ -202,14 +221,14 @@ class _Seam:
     def _watched(self, path: str) -> str | None:
         """The path under the watched folder; "." for itself, None for others."""
         inside = os.path.relpath(path, self._order.watched)
-        return None if inside.startswith("..") else inside
+        return None if self._lost or inside.startswith("..") else inside
 
     def _meet(self, call: Call, arguments: tuple[Any, ...], named: dict[str, Any] | None = None) -> Any:
         with self._lock:
             self._real["write"](self._log, json.dumps([call.name, call.path]).encode() + b"\n")
             number, self._count = self._count, self._count + 1
             arguments = self._fail(call, arguments, number == self._order.at)
-            if self._order.fault == "power":
+            if self._order.fault in POWER_CUTS:
                 self._remember(call, arguments)
             if call.name in SYNCS:
                 return None  # takes milliseconds of a disk, and no fault here depends on it
@@ -220,9 +239,9 @@ class _Seam:
         fault, writes = self._order.fault, call.name in WRITES
         if now and fault == "torn" and writes:
             self._real[call.name](*_half(call.name, arguments))
-        if now and fault == "power":
-            self._lose()
-        if now and fault in ("kill", "torn", "power"):
+        if now and fault in POWER_CUTS:
+            self.lose()
+        if now and fault in ("kill", "torn", *POWER_CUTS):
             os.kill(os.getpid(), signal.SIGKILL)
         if now and fault == "error":
             if call.name == "close":  # the descriptor is gone even so
@@ -236,18 +255,57 @@ class _Seam:
         return _half(call.name, arguments) if fault == "short" and writes else arguments
 
     def _remember(self, call: Call, arguments: tuple[Any, ...]) -> None:
+        """What a power cut will lose: take note before a change, strike it off with a sync."""
+        if call.name in ON_NAMES:
+            self._remember_names(call.name, arguments)
         if call.name not in (*WRITES, *SYNCS):
             return
         status = os.fstat(arguments[0])
         file = (status.st_dev, status.st_ino)
         if call.name in WRITES:
             self._unsynced.setdefault(file, os.dup(arguments[0]))
+        elif stat.S_ISDIR(status.st_mode):
+            folder = os.path.normpath(os.path.join(self._order.watched, call.path))
+            self._durable = {
+                path: entry for path, entry in self._durable.items() if os.path.dirname(path) != folder
+            }
         else:
             self._unsynced.pop(file, None)
 
-    def _lose(self) -> None:
+    def _remember_names(self, name: str, arguments: tuple[Any, ...]) -> None:
+        paths = [os.path.abspath(os.fsdecode(path)) for path in arguments[: 1 + (name in RENAMES)]]
+        if os.path.lexists(paths[0]) == (name in ("open", "mkdir")):
+            return  # nothing changes
+        self._newest = tuple(path for path in paths if self._watched(path) not in (None, "."))
+        for path in self._newest:
+            self._durable.setdefault(path, self._entry(path))
+
+    def _entry(self, path: str) -> Entry:
+        if not os.path.isfile(path):
+            return "folder" if os.path.isdir(path) else None
+        status = os.stat(path)
+        return b"" if (status.st_dev, status.st_ino) in self._unsynced else Path(path).read_bytes()
+
+    def lose(self) -> None:
+        """Bring every file and folder back to its last sync."""
+        self._lost = True  # what follows is no call of the program
         for descriptor in self._unsynced.values():
-            self._real["ftruncate"](descriptor, 0)
+            os.ftruncate(descriptor, 0)
+        kept = self._newest if self._order.fault == "reordered" else ()
+        for path in sorted(self._durable.keys() - set(kept)):
+            _restore(path, self._durable[path])
+
+
+def _restore(path: str, entry: Entry) -> None:
+    """Make the name stand for this again; within a folder that is gone nothing comes back."""
+    if os.path.isdir(path) and entry != "folder":
+        shutil.rmtree(path)
+    elif os.path.lexists(path) and entry is None:
+        os.unlink(path)
+    if entry == "folder":
+        os.makedirs(path, exist_ok=True)
+    elif entry is not None and os.path.isdir(os.path.dirname(path)):
+        Path(path).write_bytes(entry)
 
 
 def _only_written(descriptor: int) -> bool:

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ SWIFT_SERVERS = ("account", "container", "object", "proxy")
 # Debian's Swift lives in Debian's Python, not in the environment of the tests
 SYSTEM_PYTHON = "/usr/bin/python3"
 UP_WITHIN = 60.0  # seconds; Swift takes 3 on two idle cores
+NOTICED_WITHIN = 120.0  # seconds
 
 MAKE_RINGS = """
 import sys
@@ -262,6 +263,16 @@ def free_ports(count: int) -> list[int]:
         for each in bound:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in bound]
+
+
+def wait_for(happened: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    """Return when it has; the process must still be running then."""
+    give_up = time.monotonic() + NOTICED_WITHIN
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < give_up
+        time.sleep(0.005)
+    assert process.poll() is None, process.communicate()
 
 
 def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -369,7 +369,7 @@ def _tags() -> Iterator[Animal]:
         "GPS in a rotated JPEG",
         f"{cage}/gps-turned.jpg",
         turned,
-        Converted("EXIF rotation", upright(6, picture())),
+        Converted("EXIF rotation, GPS removed", upright(6, picture())),
     )
     yield _file("EXIF without GPS", f"{cage}/camera.jpg", plain(25, exif=_camera()), Kept())
     yield _file("broken EXIF", f"{cage}/broken.jpg", plain(26, exif=b"Exif\0\0II*\0" + b"\xff" * 20), Kept())
@@ -421,7 +421,7 @@ def _names() -> Iterator[Animal]:
     for number, (what, name) in enumerate(names.items(), 40):
         yield _file(f"name with {what}", f"train/Names/any/{name}", plain(number), Kept())
     hidden = Ignored("hidden")
-    yield _file("name with a dot in front", "train/Names/any/.hidden.jpg", plain(70), hidden)
+    yield _file("name with a dot in front", "train/Names/any/.hidden.jpg", plain(70), Kept())
     yield _file(".DS_Store", "train/Names/any/.DS_Store", b"\0\0\0\1Bud1", hidden)
     yield _file("AppleDouble twin of a photo", "train/Names/any/._photo.jpg", b"\0\5\x16\7", hidden)
     yield _file("Thumbs.db", "train/Names/any/Thumbs.db", b"\xd0\xcf\x11\xe0", Ignored(".db ending"))

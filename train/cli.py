@@ -15,6 +15,7 @@ import typer
 
 from shardtool import __version__, terminal
 from shardtool.errors import InputRefused, UsageError
+from shardtool.text import plain
 
 if TYPE_CHECKING:
     from shardtool.index import Split
@@ -194,7 +195,7 @@ def _evaluate(found: Checkpoint, split: Split, workers: int, device: str, quiet:
     recipe = parse_recipe(found.recipe, "checkpoint")
     where = choose_device(device)
     loader = Loader(split, EvalTransform(recipe.model.image_size), workers, where)
-    show = terminal.silent if quiet else terminal.progress
+    show = terminal.progress_unless(quiet)
     with show("evaluating photos", len(split)) as advance:
         evaluated = ask(
             found.build_model().to(where),
@@ -250,10 +251,10 @@ def _show_answer(item: Prediction | NotAPhoto) -> None:
         terminal.say(f"[red]{terminal.clean(item.photo)}[/]: {terminal.clean(item.reason)}")
         return
     parts = [
-        ", ".join(f"{terminal.plain(guess.name)} {guess.probability:.0%}" for guess in guesses)
+        ", ".join(f"{plain(guess.name)} {guess.probability:.0%}" for guess in guesses)
         for guesses in (item.species, item.diseases)
     ]
-    sys.stdout.write(f"{terminal.plain(item.photo)}: {parts[0]} | {parts[1]}\n")
+    sys.stdout.write(f"{plain(item.photo)}: {parts[0]} | {parts[1]}\n")
 
 
 def main() -> None:

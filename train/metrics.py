@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from shardtool.quality import TAIL_PHOTOS
 from shardtool.taxonomy import Taxonomy
 
-TAIL_PHOTOS = 80
 RESAMPLES = 300
 Verdict = Literal["pass", "fail", "inconclusive", "n/a"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +11,9 @@ import typer
 from shardtool import terminal
 from shardtool.cli.app import CPUS, Json, Workers
 from shardtool.errors import UsageError, UserError, VerificationFailed
+from shardtool.paths import path_text
 from shardtool.store import is_remote, shown
+from shardtool.text import size_text
 
 if TYPE_CHECKING:
     from shardtool.drill import Trial
@@ -56,7 +57,7 @@ def verify(
     from shardtool.verify import verify as verify_folder
 
     share = parse_share(sample) if sample else 1.0
-    show = terminal.silent if as_json else terminal.progress
+    show = terminal.progress_unless(as_json)
     with processes(workers) as executor:
         if sample:
             verified = verify_sample(folder, share, deep, executor, workers, show)
@@ -91,14 +92,14 @@ def _tell_verified(verified: Verified, folder: str) -> None:
         )
     terminal.say(
         f"[green]good[/]: {verified.samples:,} photos in {verified.shards} shards, "
-        f"{terminal.size_text(verified.bytes)}"
+        f"{size_text(verified.bytes)}"
     )
 
 
 def _drill(folder: str, as_json: bool) -> None:
     from shardtool.drill import drill
 
-    trials = drill(Path(folder), terminal.silent if as_json else terminal.progress)
+    trials = drill(Path(folder), terminal.progress_unless(as_json))
     if as_json:
         terminal.emit({"trials": [{**vars(trial), "caught": trial.caught} for trial in trials]})
     else:
@@ -148,7 +149,7 @@ def explain(
     """
     from shardtool import lookup
 
-    found = lookup.explain(shards, what, terminal.silent if as_json else terminal.progress)
+    found = lookup.explain(shards, what, terminal.progress_unless(as_json))
     if not found.photos and not found.refused:
         raise UserError(
             f"{what!r} is not in this dataset, and was not refused",
@@ -177,7 +178,7 @@ def _tell_explained(found: Explained) -> None:
 
 
 def _tell_photo(photo: Photo) -> None:
-    terminal.say(f"{terminal.clean(os.fsdecode(photo.source))}")
+    terminal.say(f"{terminal.clean(path_text(photo.source))}")
     terminal.say(
         f"  {terminal.clean(photo.species)} (species {photo.species_id}), "
         f"{terminal.clean(photo.disease)} (disease {photo.disease_id}), {photo.width} x {photo.height} pixels"
@@ -202,9 +203,9 @@ def info(folder: Dataset, as_json: Json = False) -> None:
 def info_json(manifest: Manifest) -> dict[str, object]:
     splits = {
         name: {
-            "samples": sum(entry.samples for entry in entries),
+            "samples": manifest.samples(name),
             "shards": len(entries),
-            "bytes": sum(entry.bytes for entry in entries),
+            "bytes": manifest.bytes(name),
         }
         for name, entries in manifest.splits.items()
     }
@@ -213,7 +214,7 @@ def info_json(manifest: Manifest) -> dict[str, object]:
         "species": len(manifest.taxonomy.species),
         "classes": manifest.taxonomy.rows,
         "digest": manifest.digest,
-        **({"foreign": True, "bases": manifest.bases} if manifest.foreign else {}),
+        **({"foreign": True, "bases": manifest.bases} if manifest.indexed else {}),
     }
 
 
@@ -223,9 +224,9 @@ def show_info(manifest: Manifest) -> None:
         counts = manifest.class_counts[name]
         table.add_row(
             terminal.clean(name),
-            f"{sum(entry.samples for entry in entries):,}",
+            f"{manifest.samples(name):,}",
             f"{len(entries):,}",
-            terminal.size_text(sum(entry.bytes for entry in entries)),
+            size_text(manifest.bytes(name)),
             f"{sum(count > 0 for count in counts):,} of {len(counts):,}",
             f"{min((count for count in counts if count), default=0):,}",
         )
@@ -233,6 +234,6 @@ def show_info(manifest: Manifest) -> None:
     terminal.say(f"{len(manifest.taxonomy.species):,} species, digest {manifest.digest[:16]}…")
     for name, base in manifest.bases.items():
         terminal.say(f"shards of {terminal.clean(name)}: {terminal.clean(base)}")
-    if manifest.foreign:
+    if manifest.indexed:
         known = manifest.options.get("checksums")
         terminal.say(f"foreign shards, indexed {'with' if known else 'without'} checksums")

@@ -14,7 +14,7 @@ from shardtool.cli.inspect import LISTED, Shards, info_json, show_info
 from shardtool.errors import Status, UsageError
 
 if TYPE_CHECKING:
-    from shardtool.foreign import Indexed
+    from shardtool.indexing import Indexed
 
 
 def specimens(
@@ -68,14 +68,13 @@ def index(
     Example: shardtool index train=https://host/t-{000..099}.tar val=https://host/v-{0..9}.tar --out data/x
     """
     from shardtool.executor import processes
-    from shardtool.foreign import default_out, find_shards
-    from shardtool.foreign import index as index_places
+    from shardtool.indexing import default_out, find_shards, index_shards
 
     target = out or default_out(sources)
     places = [place for source in sources for place in find_shards(source, split)]
     with processes(workers) as executor:
-        show = terminal.silent if as_json else terminal.progress
-        indexed = index_places(places, target, checksums, executor, workers, show)
+        show = terminal.progress_unless(as_json)
+        indexed = index_shards(places, target, checksums, executor, workers, show)
     if as_json:
         terminal.emit({**info_json(indexed.manifest), **_refused_json(indexed)})
     else:
@@ -124,7 +123,7 @@ def export(
     from shardtool.executor import processes
     from shardtool.export import export as export_dataset
 
-    show = terminal.silent if as_json else terminal.progress
+    show = terminal.progress_unless(as_json)
     with processes(workers) as executor:
         done = export_dataset(shards, to, tuple(split), executor, workers, show)
     if as_json:

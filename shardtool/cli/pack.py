@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,10 +11,14 @@ from shardtool import terminal
 from shardtool.cli.app import CPUS, Json, Workers, parse_size, parse_split
 from shardtool.cli.inspect import info_json, show_info
 from shardtool.errors import Status, UsageError
+from shardtool.paths import path_text
+from shardtool.text import counted, size_text, time_text
 
 if TYPE_CHECKING:
-    from shardtool.pack import MaxRefused, Packed, Plan
+    from shardtool.pack import DryRun, Packed
+    from shardtool.plan import MaxRefused
     from shardtool.scan import Scan
+    from shardtool.similar import NearPair
 
 LISTED = 10
 
@@ -41,8 +43,8 @@ def pack(
         bool, typer.Option("--baseline", help="Rewrite progressive JPEGs, without loss: they decode slowly.")
     ] = False,
     split: Annotated[
-        str, typer.Option(help="Train/val shares for a tree without split folders.")
-    ] = "0.9/0.1",
+        str | None, typer.Option(help="Train/val shares of a tree without split folders: 0.9/0.1.")
+    ] = None,
     merge_twins: Annotated[
         bool, typer.Option("--merge-twins", help="One class for folders that differ only in case or blanks.")
     ] = False,
@@ -70,17 +72,19 @@ def pack(
 
     Example: shardtool pack data/organized --out data/shards --workers 8
     """
-    from shardtool.executor import engine
-    from shardtool.pack import MaxRefused, PackOptions, plan_pack
-    from shardtool.pack import pack as pack_tree
+    from shardtool import pack as packing
 
     if check not in ("decode", "header"):
         raise UsageError(f"--check {check}", cure="use decode or header")
-    options = PackOptions(
+    if strict and max_refused is not None:
+        raise UsageError("--strict is --max-refused 0", cure="give one of them")
+    if cluster and workers != CPUS:
+        raise UsageError("--workers are local processes", cure="leave it out with --cluster")
+    options = packing.PackOptions(
         shard_size=parse_size(shard_size),
         seed=seed,
         check=check,  # type: ignore[arg-type]
-        val_share=parse_split(split),
+        val_share=None if split is None else parse_split(split),
         max_side=max_side,
         quality=quality,
         baseline=baseline,
@@ -88,27 +92,19 @@ def pack(
         keep_conflicts=keep_conflicts,
         keep_leaks=keep_leaks,
     )
-    limit = MaxRefused() if strict else parse_max_refused(max_refused)
-    show = terminal.silent if as_json else terminal.progress
+    conduct: dict[str, Any] = {
+        "workers": workers,
+        "cluster": cluster,
+        "max_refused": parse_max_refused("0" if strict else max_refused),
+        "near_within": near_duplicates,
+        "progress": terminal.progress_unless(as_json),
+    }
     if dry_run:
-        with engine(workers, cluster) as (executor, threads):
-            plan = plan_pack(
-                source, options, executor=executor, workers=threads, max_refused=limit, progress=show
-            )
-        _tell_plan(plan, plan.seconds(threads), as_json)
-        scan = plan.scan
+        rehearsed = packing.dry_run(source, out, options, **conduct)
+        _tell_dry_run(rehearsed, as_json)
+        scan = rehearsed.plan.scan
     else:
-        packed = pack_tree(
-            source,
-            out,
-            options,
-            workers=workers,
-            cluster=cluster,
-            max_refused=limit,
-            near_within=near_duplicates,
-            progress=show,
-            tell=terminal.say,
-        )
+        packed = packing.pack(source, out, options, **conduct, tell=terminal.say)
         _tell_packed(packed, out, as_json)
         scan = packed.scan
     if scan.refused:
@@ -117,7 +113,7 @@ def pack(
 
 def parse_max_refused(text: str | None) -> MaxRefused | None:
     """A number of files, or with % a share of them. Raises UsageError."""
-    from shardtool.pack import MaxRefused
+    from shardtool.plan import MaxRefused
 
     if text is None:
         return None
@@ -146,13 +142,17 @@ def _tell_packed(packed: Packed, out: str, as_json: bool) -> None:
     _show_refused(packed.scan)
     show_info(packed.manifest)
     _show_left_out(packed.scan)
-    if packed.near:
-        terminal.say(f"look-alikes, kept: {len(packed.near):,} pairs (side by side in report.html)")
+    _show_near(packed.near)
     kept = f", {packed.kept} were up to date" if packed.kept else ""
-    terminal.say(f"{len(packed.written)} shards written{kept}: {terminal.clean(shown(out))}")
+    terminal.say(f"{counted(len(packed.written), 'shard')} written{kept}: {terminal.clean(shown(out))}")
     if packed.kept:
         _show_names("written anew", packed.written)
     _show_names("removed", packed.removed)
+
+
+def _show_near(near: Sequence[NearPair]) -> None:
+    if near:
+        terminal.say(f"look-alikes, kept: {counted(len(near), 'pair')} (side by side in report.html)")
 
 
 def _show_names(label: str, names: Sequence[str]) -> None:
@@ -161,21 +161,31 @@ def _show_names(label: str, names: Sequence[str]) -> None:
         terminal.say(f"{label}: {', '.join(names[:LISTED])}{more}")
 
 
-def _tell_plan(plan: Plan, seconds: float, as_json: bool) -> None:
+def _tell_dry_run(done: DryRun, as_json: bool) -> None:
+    plan, scan = done.plan, done.plan.scan
     splits = {
         name: {"samples": int(shards.counts.sum()), "shards": len(shards), "bytes": int(shards.sizes.sum())}
         for name, shards in plan.layouts.items()
     }
+    names = [plan.name(place) for place in done.stale]
     if as_json:
-        terminal.emit({"splits": splits, "writing_seconds": seconds, **_left_out_json(plan.scan)})
+        writing = {"bytes": plan.bytes(done.stale), "seconds": done.seconds, "shards": names}
+        near = {"near_duplicates": len(plan.near)}
+        terminal.emit({"splits": splits, "to_write": writing, **_left_out_json(scan), **near})
         return
-    _show_refused(plan.scan)
+    _show_refused(scan)
     table = terminal.table("", "split", "photos", "shards", "bytes")
     for name, counts in splits.items():
         table.add_row(name, *(f"{count:,}" for count in counts.values()))
     terminal.console.print(table)
-    _show_left_out(plan.scan)
-    terminal.say(f"{plan.scan.taxonomy.rows:,} classes; writing takes about {terminal.time_text(seconds)}")
+    _show_left_out(scan)
+    _show_near(plan.near)
+    size = size_text(plan.bytes(done.stale))
+    time = time_text(done.seconds)
+    terminal.say(f"{scan.taxonomy.rows:,} classes")
+    terminal.say(f"to write: {counted(len(names), 'shard')}, {size}, about {time} without disk and network")
+    if len(names) < len(plan.places):
+        _show_names("to write anew", names)
     terminal.say("nothing was written")
 
 
@@ -183,9 +193,9 @@ def _left_out_json(scan: Scan) -> dict[str, object]:
     from shardtool.select import duplicates
 
     return {
-        "refused": dict(Counter(str(refusal.reason) for refusal in scan.refused)),
+        "refused": dict(scan.reasons),
         "refusals": [
-            {"source": os.fsdecode(r.source), "reason": r.reason, "detail": r.detail} for r in scan.refused
+            {"source": path_text(r.source), "reason": r.reason, "detail": r.detail} for r in scan.refused
         ],
         "ignored": dict(scan.ignored),
         "converted": dict(scan.converted),
@@ -196,7 +206,7 @@ def _left_out_json(scan: Scan) -> dict[str, object]:
 
 def _show_refused(scan: Scan) -> None:
     for refusal in scan.refused[:LISTED]:
-        name = terminal.clean(os.fsdecode(refusal.source))
+        name = terminal.clean(path_text(refusal.source))
         terminal.say(f"[yellow]refused[/] {name}: {refusal.reason}, {terminal.clean(refusal.detail)}")
     if len(scan.refused) > LISTED:
         terminal.say(f"... and {len(scan.refused) - LISTED:,} more (--json and report.html list all)")
@@ -205,12 +215,15 @@ def _show_refused(scan: Scan) -> None:
 def _show_left_out(scan: Scan) -> None:
     from shardtool.select import duplicates
 
-    reasons = Counter(str(refusal.reason) for refusal in scan.refused)
-    for label, counts in (("refused", reasons), ("converted", scan.converted), ("ignored", scan.ignored)):
+    for label, counts in (
+        ("refused", scan.reasons),
+        ("converted", scan.converted),
+        ("ignored", scan.ignored),
+    ):
         if counts:
             parts = ", ".join(f"{terminal.clean(name)} {n:,}" for name, n in sorted(counts.items()))
             terminal.say(f"{label}: {parts}")
     if scan.progressive:
         terminal.say(f"progressive JPEGs, slow to decode: {scan.progressive:,} (--baseline rewrites them)")
     if copies := duplicates(scan):
-        terminal.say(f"duplicates inside a class, kept: {copies:,}")
+        terminal.say(f"duplicates, kept: {copies:,}")

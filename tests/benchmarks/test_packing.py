@@ -18,8 +18,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from benchmarks import packing
-from benchmarks.packing import Contender, Figure, Lap, Missing, Ready
+from benchmarks import packing, photos, rivals
+from benchmarks.machine import Missing, filesystem_type, find_gnu_tar
+from benchmarks.packing import Figure
+from benchmarks.rivals import Contender, Lap, Ready
+from benchmarks.simulated import simulated_photos
 from shardtool.errors import UserError
 from shardtool.pack import PackOptions, pack
 from shardtool.scan import PHOTOS
@@ -71,7 +74,7 @@ def result(measured: tuple[Path, str]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def ready(specimens: Path, tmp_path_factory: pytest.TempPathFactory) -> Ready:
-    return packing.make_ready(specimens, tmp_path_factory.mktemp("ready"))
+    return rivals.make_ready(specimens, tmp_path_factory.mktemp("ready"))
 
 
 def test_everybody_has_a_figure_in_the_table_and_in_the_json(
@@ -131,7 +134,7 @@ def test_a_result_names_machine_versions_command_and_disk_but_no_path(
         f"python -m benchmarks.packing --photos {specimens.name} --json packing.json --rounds 1 "
         "--plan-photos 3000"
     )
-    assert result["scratch"] == packing.filesystem_type(measured[0].parent)
+    assert result["scratch"] == filesystem_type(measured[0].parent)
     text = measured[0].read_text()
     assert not [path for path in (specimens, measured[0], ROOT) if str(path.parent) in text]
 
@@ -144,7 +147,7 @@ def test_nothing_but_the_json_is_left_behind(measured: tuple[Path, str]) -> None
 def test_a_rival_writes_the_payloads_and_names_that_our_shards_hold(
     ready: Ready, packed_anew: Path, tmp_path: Path, rival: str
 ) -> None:
-    write = {contender.name: contender.run for contender in packing.contenders(ready, 1)}[rival]
+    write = {contender.name: contender.run for contender in rivals.contenders(ready, 1)}[rival]
     if isinstance(write, Missing):
         pytest.skip(str(write))
     assert write(tmp_path).bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
@@ -155,17 +158,17 @@ def test_a_rival_writes_the_payloads_and_names_that_our_shards_hold(
 
 def test_gnu_tar_writes_in_the_order_of_our_shards(ready: Ready, packed_anew: Path, tmp_path: Path) -> None:
     try:
-        program = packing.find_gnu_tar()
+        program = find_gnu_tar()
     except Missing as reason:
         pytest.skip(str(reason))
-    packing.write_gnu_tar(program, ready.members, ready.names(), tmp_path)
+    rivals.write_gnu_tar(program, ready.members, ready.names(), tmp_path)
     assert list(members(tmp_path)) == list(members(packed_anew))
 
 
 def test_the_writing_alone_makes_the_shards_of_a_whole_pack(
     ready: Ready, packed_anew: Path, tmp_path: Path, digests: Callable[[Path], dict[str, str]]
 ) -> None:
-    packing.write_planned(ready.plan, tmp_path)
+    rivals.write_planned(ready.plan, tmp_path)
     whole = digests(packed_anew)
     alone = digests(tmp_path)
     assert len(alone) == 4
@@ -196,8 +199,8 @@ def test_without_gnu_tar_its_figures_are_missing_with_the_reason(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     wanted = ("write", "GNU tar", "tarfile")
-    rivals = [rival for rival in packing.contenders(ready, 1) if rival.name in wanted]
-    write, tar, standard = figures = packing.race(rivals, 54, 1, tmp_path)
+    racing = [rival for rival in rivals.contenders(ready, 1) if rival.name in wanted]
+    write, tar, standard = figures = packing.race(racing, 54, 1, tmp_path)
     assert tar.to_json() == {"name": "GNU tar", "how": tar.how, "missing": "no GNU tar on the PATH"}
     assert len(write.laps) == len(standard.laps) == 1
     assert packing.ratios(figures)["write_over_tar"] is None
@@ -234,12 +237,12 @@ def test_a_photo_that_does_not_decode_is_named(jpeg: Callable[..., bytes], tmp_p
     (tmp_path / "bad.jpg").write_bytes(b"no photo")
     photos = [tmp_path / "good.jpg", tmp_path / "bad.jpg"]
     with pytest.raises(UserError, match=r"does not decode.*bad\.jpg"):
-        packing.decode(photos, workers=2)
+        rivals.decode(photos, workers=2)
 
 
 @pytest.mark.parametrize("given", [True, False])
 def test_simulated_photos_look_like_those_of_a_scan(given: bool) -> None:
-    photos, taxonomy = packing.simulated_photos(4321, given)
+    photos, taxonomy = simulated_photos(4321, given)
     assert photos.schema == PHOTOS
     assert photos.num_rows == 4321
     sources = photos.column("source").to_pylist()
@@ -268,7 +271,7 @@ def test_cut_photos_are_different_of_about_the_size_and_pack_takes_them(large: P
     cut, again = tmp_path / "cut", tmp_path / "again"
     done = run("make-photos", large, cut, "--count", 60, "--size", 20_000)
     assert done.returncode == 0, done.stderr
-    packing.cut_photos(large, again, 60, 20_000)
+    photos.cut_photos(large, again, 60, 20_000)
     assert contents(cut) == contents(again)
     assert len(set(contents(cut).values())) == 60
     assert all(18_000 < len(data) < 22_000 for data in contents(cut).values())
@@ -278,7 +281,7 @@ def test_cut_photos_are_different_of_about_the_size_and_pack_takes_them(large: P
 
 
 def test_every_tenth_cut_photo_of_a_class_is_in_val() -> None:
-    folders = [packing.class_folder(number) for number in range(1500)]
+    folders = [photos.class_folder(number) for number in range(1500)]
     assert len(set(folders)) == 2 * 50
     assert {folder.partition("/")[2] for folder in folders if folder.startswith("val/")} == {
         folder.partition("/")[2] for folder in folders if folder.startswith("train/")

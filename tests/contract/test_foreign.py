@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from shardtool.errors import CorruptSample, DatasetError
-from shardtool.foreign import find_shards, index
 from shardtool.index import open_split
+from shardtool.indexing import find_shards, index_shards
 from shardtool.verify import verify_sample
 from train.augment import EvalTransform
 from train.data import Loader, in_order
@@ -58,7 +58,7 @@ def sources(root: object) -> list[str]:
 @pytest.fixture(scope="session")
 def indexed(written: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("index") / "out"
-    found = index([place for source in sources(written) for place in find_shards(source)], str(out))
+    found = index_shards([place for source in sources(written) for place in find_shards(source)], str(out))
     assert found.refused == ()
     return out
 
@@ -144,7 +144,7 @@ def test_shards_behind_a_web_server_are_indexed_and_read(
     written: Path, tmp_path: Path, jpeg: Jpeg, serve: Serve, checksums: bool
 ) -> None:
     places = [place for source in sources(serve(written)) for place in find_shards(source)]
-    manifest = index(places, str(tmp_path), checksums).manifest
+    manifest = index_shards(places, str(tmp_path), checksums).manifest
     assert manifest.bases["train"].startswith("http://127.0.0.1")
     split = open_split(str(tmp_path / "train"))
     assert split.check == checksums
@@ -166,7 +166,7 @@ def test_a_server_that_ignores_ranges_is_an_error_and_never_other_bytes(packed: 
 
 def test_a_shard_that_is_not_on_the_server_is_named(written: Path, tmp_path: Path, serve: Serve) -> None:
     with pytest.raises(DatasetError, match=r"missing.*train-3\.tar"):
-        index(find_shards(f"{serve(written)}/train-{{0..3}}.tar"), str(tmp_path))
+        index_shards(find_shards(f"{serve(written)}/train-{{0..3}}.tar"), str(tmp_path))
 
 
 # --- In a bucket --------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def test_shards_in_a_bucket_get_their_index_beside_them(written: Path, jpeg: Jpe
     for name in ("train-0", "train-1"):
         files.pipe_file(f"/bucket/train/{name}.tar", (written / f"{name}.tar").read_bytes())
     try:
-        index(find_shards("memory://bucket"), "memory://bucket")
+        index_shards(find_shards("memory://bucket"), "memory://bucket")
         assert files.exists("/bucket/train/train-1.parquet")
         assert open_split("memory://bucket/train").read([0, 19]) == [jpeg(0), jpeg(19)]
     finally:

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +21,14 @@ from shardtool.index import open_split
 from shardtool.pack import PackOptions, pack, plan_pack
 from shardtool.shard import write_shard
 from shardtool.store import UPLOAD_BYTES, open_folder
-from tests.servers import S3Server, ServerMissing, s3_server
+from tests.kinds import Command, Digests, Grow, Jpeg, Shardtool
+from tests.servers import S3Server, ServerMissing, dask_cluster, s3_server, wait_for
 
-Shardtool = Callable[..., subprocess.CompletedProcess[str]]
-Digests = Callable[[Path], dict[str, str]]
 Start = Callable[..., subprocess.Popen[str]]
 
 SMALL_SHARDS = ("--shard-size", "40000", "--workers", "1")  # the shards of the fixture `packed`
 # the client's own patience is minutes; what shardtool adds to it is tested, not that
 HASTY = {"FSSPEC_S3": json.dumps({"config_kwargs": {"retries": {"max_attempts": 0}}})}
-NOTICED_WITHIN = 60.0  # seconds
 
 
 @dataclass
@@ -124,7 +122,7 @@ def at_s3(s3: S3Server, shardtool: Shardtool) -> Shardtool:
 
 
 @pytest.fixture
-def start(s3: S3Server, command: Callable[..., list[str]], pytestconfig: pytest.Config) -> Iterator[Start]:
+def start(s3: S3Server, command: Command, pytestconfig: pytest.Config) -> Iterator[Start]:
     """Begin what `at_s3` would run; ended with the test."""
     begun: list[subprocess.Popen[str]] = []
 
@@ -155,21 +153,39 @@ def outage(s3: S3Server) -> Iterator[None]:
         s3.start_object_server()
 
 
-def wait_until(happened: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    """Return when it has; the process must still be running then."""
-    give_up = time.monotonic() + NOTICED_WITHIN
-    while not happened():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < give_up
-        time.sleep(0.005)
-    assert process.poll() is None, process.communicate()
-
-
 def shards_at(bucket: Bucket, under: str) -> list[str]:
     return [name for name in bucket.objects(under) if name.endswith(".tar")]
 
 
-@pytest.mark.parametrize(("source", "out"), [("local", "s3"), ("s3", "local"), ("s3", "s3")])
+@dataclass(frozen=True)
+class Moved:
+    """A pack from S3 to S3: the bucket, what lay in it before, how the command ended."""
+
+    bucket: Bucket
+    before: dict[str, dict[str, Any]]
+    done: subprocess.CompletedProcess[str]
+
+
+def move_in(bucket: Bucket) -> tuple[str, ...]:
+    """Arguments that pack one folder of a bucket into another."""
+    return ("pack", f"{bucket.url}/organized", "--out", f"{bucket.url}/shards", *SMALL_SHARDS)
+
+
+@pytest.fixture(scope="module")
+def moved(new_bucket: Callable[[str], Bucket], specimens: Path, s3: S3Server, shardtool: Shardtool) -> Moved:
+    """Packed once for all tests that look at the outcome; only to be read."""
+    bucket = new_bucket("moved")
+    bucket.put(specimens, "organized")
+    before = bucket.objects("organized")
+    return Moved(bucket, before, shardtool(*move_in(bucket), "--workers", 2, **s3.environment))
+
+
+def test_a_pack_from_s3_to_s3_gives_the_same_bytes(moved: Moved, packed: Path, digests: Digests) -> None:
+    assert moved.done.returncode == 0, moved.done.stderr
+    assert moved.bucket.digests("shards") == digests(packed)
+
+
+@pytest.mark.parametrize(("source", "out"), [("local", "s3"), ("s3", "local")])
 def test_a_pack_gives_the_same_bytes_wherever_it_reads_and_writes(
     source: str,
     out: str,
@@ -189,29 +205,41 @@ def test_a_pack_gives_the_same_bytes_wherever_it_reads_and_writes(
     assert found == digests(packed)
 
 
-def test_packing_from_a_bucket_changes_nothing_in_it(
-    bucket: Bucket, specimens: Path, at_s3: Shardtool
+def test_a_cluster_packs_the_same_bytes_to_s3(
+    s3: S3Server,
+    bucket: Bucket,
+    specimens: Path,
+    packed: Path,
+    at_s3: Shardtool,
+    digests: Digests,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tree = bucket.put(specimens, "organized")
-    before = bucket.objects("organized")
-    assert at_s3("pack", tree, "--out", f"{bucket.url}/shards", *SMALL_SHARDS).returncode == 0
-    assert bucket.objects("organized") == before
+    pytest.importorskip("distributed", reason="needs the package distributed")
+    set_up(monkeypatch, s3)  # the workers inherit it
+    with dask_cluster(tmp_path) as cluster:
+        line = ("pack", specimens, "--out", f"{bucket.url}/shards", "--shard-size", 40_000)
+        done = at_s3(*line, "--cluster", cluster.address)
+    assert done.returncode == 0, done.stderr
+    assert bucket.digests("shards") == digests(packed)
 
 
-def test_packing_again_uploads_no_shard(bucket: Bucket, specimens: Path, at_s3: Shardtool) -> None:
-    line = ("pack", specimens, "--out", f"{bucket.url}/shards", *SMALL_SHARDS)
-    assert at_s3(*line).returncode == 0
-    before = {name: bucket.objects("shards")[name] for name in shards_at(bucket, "shards")}
-    again = at_s3(*line, "--json")
+def test_packing_from_a_bucket_changes_nothing_in_it(moved: Moved) -> None:
+    assert moved.bucket.objects("organized") == moved.before
+
+
+def test_packing_again_uploads_no_shard(moved: Moved, at_s3: Shardtool) -> None:
+    before = {name: moved.bucket.objects("shards")[name] for name in shards_at(moved.bucket, "shards")}
+    again = at_s3(*move_in(moved.bucket), "--json")
     assert json.loads(again.stdout)["written_shards"] == 0
-    assert {name: bucket.objects("shards")[name] for name in shards_at(bucket, "shards")} == before
+    assert {name: moved.bucket.objects("shards")[name] for name in before} == before
 
 
 def test_a_changed_photo_uploads_the_shards_that_hold_it(
     bucket: Bucket,
     specimens_copy: Path,
     at_s3: Shardtool,
-    jpeg: Callable[..., bytes],
+    jpeg: Jpeg,
     digests: Digests,
     tmp_path: Path,
 ) -> None:
@@ -237,7 +265,7 @@ def test_a_pack_killed_between_uploads_goes_on_and_ends_in_the_same_bytes(
 ) -> None:
     line = ("pack", specimens, "--out", f"{bucket.url}/shards", *SMALL_SHARDS)
     process = start(*line)
-    wait_until(lambda: len(shards_at(bucket, "shards")) >= seen, process)
+    wait_for(lambda: len(shards_at(bucket, "shards")) >= seen, process)
     process.kill()
     process.communicate()
     left = bucket.digests("shards")
@@ -251,21 +279,20 @@ def test_a_pack_killed_between_uploads_goes_on_and_ends_in_the_same_bytes(
 
 
 @pytest.fixture
-def large_tree(
-    tmp_path: Path, jpeg: Callable[..., bytes], grow: Callable[[Path, Mapping[str, bytes]], Path]
-) -> Path:
+def large_tree(tmp_path: Path, jpeg: Jpeg, grow: Grow) -> Path:
     """More noise than one part of an upload takes."""
     noise = {f"train/Tomato/Blight/{number}.jpg": jpeg(number, 1600, 1600) for number in range(20)}
     assert sum(map(len, noise.values())) > UPLOAD_BYTES
     return grow(tmp_path / "large", noise)
 
 
+@pytest.mark.slow
 def test_a_shard_killed_in_its_upload_is_not_there_and_the_old_one_stays(
     bucket: Bucket,
     large_tree: Path,
     start: Start,
     at_s3: Shardtool,
-    jpeg: Callable[..., bytes],
+    jpeg: Jpeg,
     digests: Digests,
     tmp_path: Path,
 ) -> None:
@@ -275,7 +302,7 @@ def test_a_shard_killed_in_its_upload_is_not_there_and_the_old_one_stays(
     old = bucket.digests("shards")[shard]
     (large_tree / "train/Tomato/Blight/0.jpg").write_bytes(jpeg(99, 1600, 1600))
     process = start("pack", large_tree, "--out", out)
-    wait_until(bucket.uploads, process)
+    wait_for(bucket.uploads, process)
     process.kill()
     process.communicate()
     assert bucket.digests("shards")[shard] == old
@@ -285,11 +312,12 @@ def test_a_shard_killed_in_its_upload_is_not_there_and_the_old_one_stays(
     assert bucket.digests("shards") == digests(tmp_path / "local")
 
 
+@pytest.mark.slow
 def test_a_short_outage_in_the_middle_is_waited_out(
     s3: S3Server, bucket: Bucket, specimens: Path, packed: Path, start: Start, digests: Digests
 ) -> None:
     process = start("pack", specimens, "--out", f"{bucket.url}/shards", *SMALL_SHARDS)
-    wait_until(lambda: shards_at(bucket, "shards"), process)
+    wait_for(lambda: shards_at(bucket, "shards"), process)
     with outage(s3):
         time.sleep(0.5)
     _, errors = process.communicate(timeout=120)
@@ -309,7 +337,7 @@ def test_a_long_outage_ends_in_one_line_and_the_next_run_in_the_same_bytes(
 ) -> None:
     line = ("pack", specimens, "--out", f"{bucket.url}/shards", *SMALL_SHARDS)
     process = start(*line, **HASTY)
-    wait_until(lambda: shards_at(bucket, "shards"), process)
+    wait_for(lambda: shards_at(bucket, "shards"), process)
     with outage(s3):
         _, errors = process.communicate(timeout=240)
     assert process.returncode == 1
@@ -326,13 +354,13 @@ def test_two_packers_at_one_bucket_the_second_stops_and_names_the_first(
 ) -> None:
     line = ("pack", specimens, "--out", f"{bucket.url}/shards", *SMALL_SHARDS)
     first = start(*line)
-    wait_until(lambda: shards_at(bucket, "shards"), first)
+    wait_for(lambda: shards_at(bucket, "shards"), first)
     first.send_signal(signal.SIGSTOP)
     second = at_s3(*line)
     first.send_signal(signal.SIGCONT)
     assert second.returncode == 5
     assert str(first.pid) in second.stderr
-    _, errors = first.communicate(timeout=60)
+    _, errors = first.communicate(timeout=240)
     assert first.returncode == 0, errors
     assert bucket.digests("shards") == digests(packed)
 
@@ -341,12 +369,12 @@ def test_a_photo_that_changes_while_it_is_uploaded_is_named_and_its_shard_is_not
     s3: S3Server,
     bucket: Bucket,
     specimens_copy: Path,
-    jpeg: Callable[..., bytes],
+    jpeg: Jpeg,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     set_up(monkeypatch, s3)
     plan = plan_pack(specimens_copy, PackOptions())
-    (job, *_) = plan.jobs(open_folder(f"{bucket.url}/shards"))
+    (job, *_) = plan.jobs(open_folder(f"{bucket.url}/shards"), plan.places)
     changed = next(iter(sorted((specimens_copy / job.plan.split).rglob("*.jpg"))))
     changed.write_bytes(jpeg(7))
     with pytest.raises(SourceChanged, match=changed.name):
@@ -397,7 +425,13 @@ def failures(s3: S3Server, photos: str, tmp_path: Path) -> dict[str, tuple[list[
     }
 
 
-@pytest.mark.parametrize("case", failures(S3Server(Path(), {"proxy": 0}), "", Path()))
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[pytest.mark.slow] if case == "nobody listens" else [])
+        for case in failures(S3Server(Path(), {"proxy": 0}), "", Path())
+    ],
+)
 def test_what_fails_at_a_bucket_is_told_in_one_line_without_a_secret(
     case: str, s3: S3Server, photos: str, at_s3: Shardtool, tmp_path: Path
 ) -> None:
@@ -409,13 +443,10 @@ def test_what_fails_at_a_bucket_is_told_in_one_line_without_a_secret(
     assert s3.secret not in failed.stdout + failed.stderr
 
 
-def test_no_secret_is_written_to_what_is_packed(
-    s3: S3Server, photos: str, bucket: Bucket, at_s3: Shardtool
-) -> None:
-    done = at_s3("pack", photos, "--out", f"{bucket.url}/shards", *SMALL_SHARDS)
-    assert s3.secret not in done.stdout + done.stderr
-    for name in bucket.files.find(f"{bucket.name}/shards"):
-        assert s3.secret.encode() not in bucket.files.cat_file(name), name
+def test_no_secret_is_written_to_what_is_packed(s3: S3Server, moved: Moved) -> None:
+    assert s3.secret not in moved.done.stdout + moved.done.stderr
+    for name in moved.bucket.files.find(f"{moved.bucket.name}/shards"):
+        assert s3.secret.encode() not in moved.bucket.files.cat_file(name), name
 
 
 @pytest.mark.parametrize(

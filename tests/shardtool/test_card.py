@@ -23,7 +23,7 @@ from markdown_it.token import Token
 from shardtool.card import SPECIES_LISTED, croissant, dataset_card, markdown
 from shardtool.index import Manifest, ShardEntry, open_manifest, open_split
 from shardtool.taxonomy import Taxonomy
-from shardtool.terminal import plain
+from shardtool.text import plain
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>",

@@ -291,3 +291,69 @@ def test_a_dry_run_plans_to_the_byte_and_writes_nothing(
     for_people = shardtool("pack", tree, "--out", tmp_path / "none", "--workers", 1, "--dry-run")
     assert "nothing was written" in for_people.stderr
     assert not (tmp_path / "none").exists()
+
+
+def test_a_dry_run_says_which_shards_a_change_rewrites(
+    specimens_copy: Path, packed_copy: Path, jpeg: Jpeg, shardtool: Cli
+) -> None:
+    sorted(specimens_copy.glob("train/*/*/*.jpg"))[11].write_bytes(jpeg(1, 40, 40))
+    line = ("pack", specimens_copy, "--out", packed_copy, "--workers", 1, "--shard-size", "40000", "--json")
+    planned = json.loads(shardtool(*line, "--dry-run").stdout)["to_write"]
+    written = json.loads(shardtool(*line).stdout)
+    assert len(planned["shards"]) == 1
+    assert planned["shards"] == written["written"]
+    assert planned["bytes"] == (packed_copy / f"{planned['shards'][0]}.tar").stat().st_size
+    assert planned["seconds"] > 0
+
+
+def test_a_dry_run_refuses_what_a_pack_refuses(specimens: Path, packed_copy: Path, shardtool: Cli) -> None:
+    for arguments, status in ((("--seed", 1), 8), (("--out", specimens / "out"), 2)):
+        line = ("pack", specimens, "--out", packed_copy, "--shard-size", "40000", "--workers", 1, *arguments)
+        assert shardtool(*line).returncode == shardtool(*line, "--dry-run").returncode == status
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--near-duplicates", "--check", "header"),
+        ("--strict", "--max-refused", "3"),
+        ("--cluster", "tcp://127.0.0.1:9", "--workers", 1000),
+        ("--max-refused", "-1"),
+        ("--max-refused", "101%"),
+        ("--max-refused", "some"),
+        ("--max-side", "3"),
+        ("--quality", "0"),
+    ],
+)
+def test_options_without_effect_or_sense_are_status_2(
+    options: tuple[object, ...], specimens: Path, tmp_path: Path, shardtool: Cli
+) -> None:
+    done = shardtool("pack", specimens, "--out", tmp_path / "out", *options)
+    assert done.returncode == 2
+    assert "--" in error_line(done)
+
+
+def test_an_interrupted_pack_says_what_it_found(specimens: Path, packed_copy: Path, shardtool: Cli) -> None:
+    (packed_copy / "dataset.json").unlink()
+    (packed_copy / "train/.tmp-1-shard-000000.tar").write_bytes(b"half")
+    (packed_copy / "train/shard-000000.parquet").unlink()
+    done = shardtool("pack", specimens, "--out", packed_copy, "--shard-size", "40000", "--workers", 1)
+    shards = len(list(packed_copy.glob("*/*.tar")))
+    assert f"resuming: {shards - 1} of {shards} shards verified, 1 partial discarded" in done.stderr
+    assert "written anew: train/shard-000000\n" in done.stderr
+
+
+def test_in_a_locale_without_utf_8_paths_are_told_as_in_any_other(
+    tmp_path: Path, grow: Grow, jpeg: Jpeg, shardtool: Cli
+) -> None:
+    tree = grow(
+        tmp_path / "tree", {"train/Caf\u00e9/x/\u00f6.jpg": jpeg(1), "train/Caf\u00e9/x/\u00fc.jpg": b""}
+    )
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = shardtool("pack", tree, "--out", tmp_path / "out", "--workers", 1, "--json", **plain)
+    assert [refusal["source"] for refusal in json.loads(done.stdout)["refusals"]] == [
+        "train/Caf\u00e9/x/\u00fc.jpg"
+    ]
+    for photo in ("train/Caf\u00e9/x/\u00fc.jpg", "train/Caf\u00e9/x/\u00f6.jpg"):
+        found = shardtool("explain", photo, "--shards", tmp_path / "out", "--json", **plain)
+        assert photo in str(json.loads(found.stdout))

@@ -11,7 +11,7 @@ import pytest
 
 from shardtool.drill import FAULTS, drill
 from shardtool.errors import DatasetError, UsageError
-from shardtool.foreign import find_shards, index
+from shardtool.indexing import find_shards, index_shards
 from shardtool.pack import PackOptions, pack
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -69,7 +69,7 @@ def test_one_photo_is_too_few_and_a_foreign_dataset_is_refused(
     pack(grow(tmp_path / "tree", {"train/A/x/1.jpg": jpeg(1)}), tmp_path / "out")
     with pytest.raises(UsageError, match="two photos"):
         drill(tmp_path / "out")
-    index(find_shards(f"{packed}/train/shard-{{000000..000001}}.tar"), str(tmp_path / "index"))
+    index_shards(find_shards(f"{packed}/train/shard-{{000000..000001}}.tar"), str(tmp_path / "index"))
     with pytest.raises(UsageError, match="foreign"):
         drill(tmp_path / "index")
 

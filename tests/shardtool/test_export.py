@@ -21,7 +21,7 @@ from PIL import Image
 
 from shardtool.errors import NoSpace, ResumeRefused, UsageError
 from shardtool.export import export, file_name, folder_name
-from shardtool.index import open_manifest, sidecar_bytes, sidecars
+from shardtool.index import open_dataset, open_manifest, sidecar_bytes
 from shardtool.pack import PackOptions, pack
 
 Jpeg = Callable[..., bytes]
@@ -40,10 +40,9 @@ def photos(folder: Path) -> dict[str, bytes]:
 
 def classes(folder: Path) -> Counter[tuple[str, int, int, int, int]]:
     """Split, label, size and checksum of every photo of a packed dataset."""
-    manifest = open_manifest(str(folder))
     return Counter(
         (split, row["species_id"], row["disease_id"], row["size"], row["crc32c"])
-        for split, _, table in sidecars(str(folder), manifest)
+        for split, _, table in open_dataset(str(folder)).sidecars()
         for row in table.to_pylist()
     )
 
@@ -171,8 +170,12 @@ def test_a_damaged_photo_is_left_out_and_told_with_status_3(
 def test_no_space_is_status_6_and_leaves_no_half_photo(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(source: object, target: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    replace = os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if target.suffix == ".jpg":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(NoSpace):

@@ -22,6 +22,7 @@ from shardtool.index import (
     SIDECAR,
     Manifest,
     Split,
+    open_dataset,
     open_manifest,
     open_split,
     shards_folder,
@@ -263,6 +264,25 @@ def test_a_remote_dataset_cannot_name_files_of_this_machine(remote: str) -> None
     assert shards_folder("s3://b/x/train", "gs://other/y") == "gs://other/y"
     assert shards_folder("s3://b/x/train", "") == "s3://b/x/train"
     assert shards_folder("x/train", "") == "x/train"
+
+
+def test_a_manifest_counts_its_photos_and_bytes_and_follows_from_its_shards(packed: Path) -> None:
+    manifest = open_manifest(str(packed))
+    assert {split: manifest.samples(split) for split in manifest.splits} == {"train": 36, "val": 18}
+    assert manifest.samples() == 54
+    assert manifest.bytes("val") == sum(path.stat().st_size for path in packed.glob("val/*.tar"))
+    assert manifest.bytes() == manifest.bytes("train") + manifest.bytes("val")
+    counts = {split: np.array(rows) for split, rows in manifest.class_counts.items()}
+    assert Manifest.of(manifest.taxonomy, manifest.splits, counts, manifest.options) == manifest
+
+
+def test_a_dataset_knows_where_its_sidecars_and_shards_are(packed: Path) -> None:
+    dataset = open_dataset(f"{packed}/")
+    assert dataset.sidecar_folder("val") == dataset.shards("val") == f"{packed}/val"
+    elsewhere = replace(dataset, manifest=replace(dataset.manifest, bases={"val": ".."}))
+    assert elsewhere.shards("val") == str(packed)
+    assert [split for split, _, _ in dataset.sidecars()] == ["train"] * 4 + ["val"] * 2
+    assert sum(len(table) for _, _, table in dataset.sidecars()) == 54
 
 
 def test_a_manifest_without_bases_is_written_as_before(packed: Path) -> None:

@@ -38,7 +38,7 @@ def pixels(data: bytes) -> list[int]:
 
 
 def test_a_header_tells_the_frame() -> None:
-    assert jpeg.read_header(saved()) == jpeg.Header(0xC0, 8, 40, 24, 3, False)
+    assert jpeg.read_header(saved()) == jpeg.Header(0xC0, 8, 40, 24, b"\x22\x11\x11", False)
     progressive = jpeg.read_header(saved(progressive=True))
     assert progressive is not None
     assert progressive.progressive
@@ -84,7 +84,7 @@ def test_a_damaged_header_says_what_pillow_says_or_nothing(place: int, value: in
     data = bytearray(saved({0x010F: "Camera"}))
     data[place] = value
     header = jpeg.read_header(bytes(data))
-    if header is not None and header.components == 3 and header.precision == 8:
+    if header is not None and len(header.sampling) == 3 and header.precision == 8:
         try:
             with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
                 assert image.size == (header.width, header.height)
@@ -97,6 +97,26 @@ def test_a_place_is_found_in_exif_and_in_xmp() -> None:
     assert jpeg.located(saved(xmp=XMP))
     assert not jpeg.located(saved({0x010F: "Camera"}))
     assert not jpeg.located(saved())
+
+
+@pytest.mark.parametrize("behind", [True, False])
+def test_a_place_is_found_wherever_it_hides(behind: bool) -> None:
+    other = saved(PLACE)
+    data = (
+        saved() + bytes(20) + other if behind else saved({0x010F: "Camera"}, xmp="GPSL".encode("utf-16-le"))
+    )
+    header = jpeg.read_header(data)
+    assert header is not None
+    assert header.tagged
+    assert jpeg.located(data)
+    assert not jpeg.located(jpeg.without_tags(data))
+
+
+def test_a_crowd_of_pictures_in_one_file_takes_no_time_and_no_stack() -> None:
+    segment = b"\xff\xe1\x00\x25http://ns.adobe.com/xmp/extension/\0"
+    data = saved()[:2] + segment + saved()[2:] + b"\xff\xd8\xff\xd9" * 100_000
+    assert not jpeg.located(data)
+    assert photo.encode(data).data == data
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"icc_profile": b"profile"}])
@@ -143,6 +163,6 @@ def test_the_header_alone_judges_real_photos_as_the_closer_look_does(real_leaves
     for path in sorted(real_leaves.rglob("*.jp*g"))[::11]:
         data = path.read_bytes()
         if (kept := photo._kept(data, photo.KEEP)) is not None:
-            assert kept == photo._changed(data, photo.KEEP), path
+            assert kept == photo._changed(data, "header", photo.KEEP), path
             judged += 1
     assert judged > 500

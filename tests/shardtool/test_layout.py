@@ -247,7 +247,8 @@ def test_a_split_is_stratified_and_keeps_copies_together(
     pairs: list[tuple[int, int]], share: float, seed: int
 ) -> None:
     groups = dense([group for group, _ in pairs])
-    rows = np.array([value for _, value in pairs], dtype=np.int32)
+    label = dict(reversed([(group, value) for group, (_, value) in zip(groups.tolist(), pairs, strict=True)]))
+    rows = np.array([label[group] for group in groups.tolist()], dtype=np.int32)
     splits = make_splits(groups, rows, share, seed)
     sides: dict[int, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
     for group, row, split in zip(groups.tolist(), rows.tolist(), splits, strict=True):
@@ -262,6 +263,16 @@ def test_a_split_is_stratified_and_keeps_copies_together(
             assert abs(in_val - share * len(distinct)) <= 1
         else:
             assert in_val == 0  # the only photo of a class is for training
+
+
+@given(groups_and_values, st.integers(0, 3))
+def test_copies_stay_together_even_under_two_labels(pairs: list[tuple[int, int]], seed: int) -> None:
+    groups = dense([group for group, _ in pairs])
+    rows = np.array([value for _, value in pairs], dtype=np.int32)
+    sides: dict[int, set[int]] = defaultdict(set)
+    for group, split in zip(groups.tolist(), make_splits(groups, rows, 0.5, seed), strict=True):
+        sides[group].add(split)
+    assert all(len(side) == 1 for side in sides.values())
 
 
 def test_a_split_depends_on_the_seed_alone() -> None:

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardtool.errors import CorruptSample, UsageError
-from shardtool.foreign import find_shards, index
 from shardtool.index import open_split
+from shardtool.indexing import find_shards, index_shards
 from shardtool.lookup import common_ending, explain, find_key, photo_bytes
 from shardtool.pack import PackOptions, pack
 
@@ -142,7 +142,7 @@ def test_keys_that_start_again_in_every_shard_are_told_apart_by_shard(
                 info.size = len(data)
                 file.addfile(info, io.BytesIO(data))
         grow(tmp_path, {f"train/s{number}.tar": out.getvalue()})
-    index(find_shards(str(tmp_path)), str(tmp_path))
+    index_shards(find_shards(str(tmp_path)), str(tmp_path))
     with pytest.raises(UsageError, match="train/s0/0, train/s1/0"):
         find_key(str(tmp_path), "0")
     photo = find_key(str(tmp_path), "train/s1/0")

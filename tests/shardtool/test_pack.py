@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import hashlib
 import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +25,14 @@ import pytest
 from PIL import Image
 
 from shardtool.card import MARK
-from shardtool.errors import ResumeRefused, SourceChanged, UsageError, UserError
+from shardtool.errors import NoSpace, ResumeRefused, SourceChanged, UsageError, UserError
 from shardtool.files import exclusive
 from shardtool.index import open_manifest, open_split
 from shardtool.pack import MaxRefused, Packed, PackOptions, pack
+from shardtool.progress import Advance, OpenProgress
 from shardtool.select import duplicates
-from shardtool.terminal import Advance, OpenProgress
+from shardtool.shard import PIECE
+from shardtool.store import LocalFolder
 from shardtool.verify import verify
 
 Jpeg = Callable[..., bytes]
@@ -104,6 +110,10 @@ def test_no_report_holds_a_time_or_a_place_of_this_machine(packed: Path, specime
         text = (packed / name).read_text()
         assert str(specimens) not in text
         assert str(packed) not in text
+        written = datetime.fromtimestamp((packed / name).stat().st_mtime)
+        days = [written.strftime(form) for form in ("%Y-%m-%d", "%Y%m%d", "%d.%m.%Y", "%m/%d/%Y", "%d %b %Y")]
+        for word in (*days, socket.gethostname(), getpass.getuser()):
+            assert not re.search(rf"(?<![\w:]){re.escape(word)}\b", text), (name, word)  # CSS has ":root"
 
 
 def test_every_photo_is_packed_with_its_own_bytes(packed: Path, specimens: Path) -> None:
@@ -640,3 +650,154 @@ def test_a_second_packer_stops_at_once_and_names_the_first(
 def test_the_lock_of_a_dead_packer_blocks_nobody(specimens: Path, tmp_path: Path, grow: Grow) -> None:
     out = grow(tmp_path / "out", {".lock": b'{"pid": 1, "host": "gone", "since": 0}'})
     assert pack(specimens, out, SMALL).written
+
+
+# --- Policies ----------------------------------------------------------------------------------
+
+
+def test_leaks_and_conflicts_are_kept_when_asked_for(tmp_path: Path, grow: Grow, jpeg: Jpeg) -> None:
+    files = {"train/A/x/1.jpg": jpeg(1), "train/A/y/1.jpg": jpeg(1), "val/A/x/1.jpg": jpeg(1)}
+    tree = grow(tmp_path / "tree", files)
+    done = pack(tree, tmp_path / "out", PackOptions(keep_conflicts=True, keep_leaks=True))
+    assert done.scan.refused == ()
+    assert members_of(tmp_path / "out", "train") | members_of(tmp_path / "out", "val") == set(files)
+    done = pack(tree, tmp_path / "leaks", PackOptions(keep_conflicts=True))
+    assert set(reasons(done).values()) == {"leak"}
+
+
+@pytest.mark.parametrize(
+    "twins", [("Leaf_Rust", "leaf_rust"), ("Rust", "Rust "), ("Stra\u00dfe", "STRASSE")], ids=ascii
+)
+def test_twin_folders_become_one_class_when_asked_for(
+    twins: tuple[str, str], tmp_path: Path, grow: Grow, jpeg: Jpeg
+) -> None:
+    first, second = twins
+    files = {f"train/Rose/{first}/{i}.jpg": jpeg(i) for i in range(2)}
+    files |= {f"train/Rose/{second}/{i}.jpg": jpeg(10 + i) for i in range(3)}
+    tree = grow(tmp_path / "tree", files)
+    with pytest.raises(UsageError, match="merge-twins"):
+        pack(tree, tmp_path / "apart")
+    done = pack(tree, tmp_path / "out", PackOptions(merge_twins=True))
+    assert done.manifest.taxonomy.row_names == (("Rose", second),)  # the name of most photos
+    assert members_of(tmp_path / "out", "train") == set(files)
+
+
+@pytest.mark.parametrize(
+    ("limit", "stops"), [(MaxRefused(1), True), (MaxRefused(2), False), (MaxRefused(share=0.5), False)]
+)
+def test_too_many_refusals_stop_a_pack_and_publish_nothing(
+    limit: MaxRefused, stops: bool, tmp_path: Path, grow: Grow, jpeg: Jpeg
+) -> None:
+    files = {
+        "train/A/x/1.jpg": jpeg(1),
+        "train/A/x/2.jpg": b"",
+        "train/A/x/3.jpg": b"<html>",
+        "train/A/x/4.jpg": jpeg(4),
+    }
+    tree = grow(tmp_path / "tree", files)
+    if stops:
+        with pytest.raises(UserError, match=r"2 files refused, more than 1; the first: empty"):
+            pack(tree, tmp_path / "out", max_refused=limit)
+        assert not (tmp_path / "out/dataset.json").exists()
+    else:
+        assert len(pack(tree, tmp_path / "out", max_refused=limit).scan.refused) == 2
+
+
+def test_look_alikes_of_two_splits_are_listed_and_inside_a_split_on_request(
+    specimens_copy: Path, tmp_path: Path, packing: PackOptions
+) -> None:
+    photos = sorted(specimens_copy.glob("train/*/*/*.jpg"))[:2]
+    twins = [specimens_copy / "val" / photos[0].relative_to(specimens_copy / "train"), photos[1]]
+    for photo, twin in zip(photos, twins, strict=True):
+        with Image.open(photo) as image:
+            image.save(twin.with_name("again.jpg"), quality=60)
+    across = pack(specimens_copy, tmp_path / "across", packing)
+    inside = pack(specimens_copy, tmp_path / "inside", packing, near_within=True)
+    pairs = [{(pair.first, pair.second) for pair in done.near} for done in (across, inside)]
+    named = [
+        tuple(os.fsencode(path.relative_to(specimens_copy)) for path in (photo, twin.with_name("again.jpg")))
+        for photo, twin in zip(photos, twins, strict=True)
+    ]
+    assert named[0] in pairs[0]
+    assert set(named[1]) not in map(set, pairs[0])
+    assert {frozenset(named[0]), frozenset(named[1])} <= set(map(frozenset, pairs[1]))
+    assert across.scan.refused == ()
+
+
+def test_a_photo_larger_than_a_piece_and_a_shard_is_packed_whole(tmp_path: Path, grow: Grow) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2400, 2400, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG", quality=95)
+    assert len(out.getvalue()) > PIECE
+    tree = grow(tmp_path / "tree", {f"train/A/x/{i}.jpg": out.getvalue() + bytes(i) for i in range(3)})
+    pack(tree, tmp_path / "out", PackOptions(shard_size=1_000_000, check="header"))
+    split = open_split(str(tmp_path / "out/train"))
+    assert len(split.read(range(3))) == 3
+    assert verify(tmp_path / "out").findings == ()
+
+
+# --- Where to ------------------------------------------------------------------------------------
+
+
+def test_a_file_url_is_watched_like_the_path_that_it_is(tmp_path: Path, grow: Grow, jpeg: Jpeg) -> None:
+    tree = grow(tmp_path / "tree", {"train/A/x/1.jpg": jpeg(1)})
+    with pytest.raises(UsageError, match="inside the source"):
+        pack(f"file://{tree}", tree / "out")
+    assert pack(f"file://{tree}", f"file://{tmp_path}/out").written == ("train/shard-000000",)
+
+
+def test_dots_in_a_path_mean_what_the_system_says(
+    tmp_path: Path, grow: Grow, jpeg: Jpeg, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`link/../tree` is beside what the link points to, not beside the link."""
+    grow(tmp_path / "here/tree", {"train/Wrong/x/1.jpg": jpeg(1)})
+    grow(tmp_path / "there/tree", {"train/Right/x/1.jpg": jpeg(2)})
+    (tmp_path / "there/folder").mkdir()
+    (tmp_path / "here/link").symlink_to(tmp_path / "there/folder")
+    monkeypatch.chdir(tmp_path / "here")
+    done = pack("link/../tree", "no/../out")
+    assert done.manifest.taxonomy.species == ("Right",)
+    assert (tmp_path / "here/out/dataset.json").exists()
+    assert not (tmp_path / "here/no").exists()
+
+
+def test_the_shares_of_a_split_are_no_option_of_a_tree_that_has_splits(
+    tmp_path: Path, grow: Grow, jpeg: Jpeg
+) -> None:
+    tree = grow(tmp_path / "tree", {"train/A/x/1.jpg": jpeg(1)})
+    with pytest.raises(UsageError, match="--split has no effect"):
+        pack(tree, tmp_path / "out", PackOptions(val_share=0.2))
+    assert not (tmp_path / "out/dataset.json").exists()
+
+
+def test_files_of_other_tools_beside_the_shards_stay(specimens: Path, packed_copy: Path, grow: Grow) -> None:
+    grow(packed_copy, {"train/shard-000000.idx": b"DALI's", "train/shard-list.txt": b"mine"})
+    (packed_copy / "train/shard-000099.tar").write_bytes(b"of an earlier plan")
+    done = pack(specimens, packed_copy, SMALL)
+    assert done.removed == ("train/shard-000099",)
+    assert (packed_copy / "train/shard-000000.idx").exists()
+    assert (packed_copy / "train/shard-list.txt").exists()
+    assert not (packed_copy / "train/shard-000099.tar").exists()
+
+
+def test_a_change_of_the_classes_is_told(specimens_copy: Path, packed_copy: Path) -> None:
+    told: list[str] = []
+    shutil.rmtree(next(iter(sorted((specimens_copy / "train").iterdir()))) / "Healthy")
+    shutil.rmtree(next(iter(sorted((specimens_copy / "val").iterdir()))) / "Healthy")
+    pack(specimens_copy, packed_copy, SMALL, tell=told.append)
+    assert len(told) == 1
+    assert told[0].startswith("classes changed, and with them their ids: dropped ")
+    assert told[0].endswith("/Healthy")
+
+
+def test_a_dataset_that_is_replaced_needs_room_for_one_shard_a_worker(
+    specimens_copy: Path, packed_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for photo in specimens_copy.glob("train/*/*/*.jpg"):
+        photo.write_bytes(photo.read_bytes() + b"\0")
+    largest = max(path.stat().st_size for path in packed_copy.glob("train/*.tar"))
+    monkeypatch.setattr(LocalFolder, "free", lambda self: largest // 2)
+    with pytest.raises(NoSpace, match=r"needs .* free"):
+        pack(specimens_copy, packed_copy, SMALL)
+    monkeypatch.setattr(LocalFolder, "free", lambda self: 2 * largest)
+    assert pack(specimens_copy, packed_copy, SMALL).written

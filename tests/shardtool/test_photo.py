@@ -6,6 +6,7 @@ import contextlib
 import io
 import shutil
 import struct
+import subprocess
 import warnings
 import zlib
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from shardtool.photo import MAX_PIXELS, Encoded, Refused, Rules, encode
+from shardtool.photo import KEEP, MAX_PIXELS, Encoded, Refused, Rules, encode
 
 ORIENTATION = 0x0112
 RED, GREEN, BLUE, WHITE = (220, 30, 40), (20, 160, 60), (30, 40, 200), (255, 255, 255)
@@ -351,9 +352,43 @@ def test_a_rotated_photo_is_shrunk_upright() -> None:
     assert (photo.width < photo.height) == (upright.width < upright.height)
 
 
-def test_a_photo_that_shrinks_to_a_line_is_refused() -> None:
-    line = saved(Image.new("RGB", (2000, 10)), "JPEG")
-    assert refusal(line, rules=Rules(max_side=100)) == "too small"
+def test_a_panorama_shrinks_no_further_than_its_shorter_side_may() -> None:
+    photo = encode(saved(Image.new("RGB", (2000, 10)), "JPEG"), rules=Rules(max_side=100))
+    assert (photo.width, photo.height) == (1600, 8)
+
+
+@pytest.mark.parametrize("rules", [Rules(max_side=20), Rules()], ids=["shrunk", "rotated"])
+def test_damage_is_not_baked_into_a_photo_that_is_made_anew(rules: Rules) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    good = saved(noise(), "JPEG", exif=exif)
+    place = good.index(b"\xff\xda") + 100
+    bad = good[:place] + b"\xff\x00" * 40 + good[place + 80 :]
+    assert refusal(bad, rules=KEEP) == "damaged"
+    assert refusal(bad, rules=rules) == "damaged"
+    assert encode(good, rules=rules).rule
+
+
+@pytest.mark.parametrize("values", [(0.0, 1.001), (0.0, float("nan"), 1.0)])
+def test_floats_of_0_to_1_become_black_to_white(values: tuple[float, ...]) -> None:
+    depth = np.tile(np.repeat(np.array(values, np.float32), 16), (16, 1))
+    seen = pixels(encode(saved(Image.fromarray(depth), "TIFF")))
+    assert seen[8, 4].max() < 20
+    assert seen[8, -4].min() > 235
+
+
+@pytest.mark.skipif(shutil.which("cjpeg") is None, reason="needs cjpeg (libjpeg-turbo-progs)")
+@pytest.mark.parametrize("factors", ["1x1,2x2,2x2", "2x2,2x2,1x1", "3x1,1x1,1x1", "2x1,1x1,2x1"])
+def test_colours_sampled_in_a_nameless_way_are_made_anew(factors: str) -> None:
+    picture = io.BytesIO()
+    noise().save(picture, "PPM")
+    data = subprocess.run(
+        ["cjpeg", "-sample", factors], input=picture.getvalue(), capture_output=True, check=True
+    ).stdout
+    for check in ("decode", "header"):
+        photo = encode(data, check)  # type: ignore[arg-type]
+        assert photo.rule == "rare JPEG coding"
+        assert simplejpeg.decode_jpeg(photo.data).shape == (48, 64, 3)
 
 
 def test_quality_is_that_of_made_photos_alone() -> None:

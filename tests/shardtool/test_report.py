@@ -21,13 +21,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from shardtool.classes import CLASS_THUMBNAILS, class_flags
 from shardtool.index import Manifest, ShardEntry
 from shardtool.pack import Packed, PackOptions, pack
 from shardtool.photo import Refused
+from shardtool.plot import nice_step
 from shardtool.quality import ShuffleQuality
-from shardtool.report import CLASS_THUMBNAILS, Read, class_flags, nice_step, report_files, thumbnail
+from shardtool.report import report_files
 from shardtool.similar import NearPair
 from shardtool.taxonomy import Taxonomy
+from shardtool.thumbnail import Read, thumbnail
 
 Grow = Callable[..., Path]
 Jpeg = Callable[..., bytes]
@@ -242,7 +245,7 @@ def test_the_long_tail_is_counted_named_and_drawn(tmp_path: Path, grow: Grow, jp
     assert "Photos in train: 120 in the largest class, A / big , 7 in the smallest, A / small ." in text(
         classes
     )
-    assert "1 of 2 classes are in the long tail" in text(classes)
+    assert "In the long tail, with at most 80 photos: 1 of 2 classes." in text(classes)
     shapes = [attributes.get("class") for tag, attributes in Elements(classes).seen if tag == "path"]
     assert [shape for shape in shapes if shape != "axis"] == ["head", "tail", "limit"]
 

@@ -65,17 +65,13 @@ def test_photos_at_the_wrong_depth_are_refused(tmp_path: Path, grow: Grow, jpeg:
     deep = "train/Rose/Rust/deep/1.jpg"
     found = scan(grow(tmp_path, {name: jpeg(1) for name in ["train/Rose/Rust/1.jpg", deep, *wrong]}))
     assert sources(found) == [b"train/Rose/Rust/1.jpg"]
-    assert refused(found) == {
-        **dict.fromkeys(wrong[:3], "misplaced"),
-        "other": "misplaced",
-        "train/Rose/Rust/deep": "misplaced",
-    }
+    assert refused(found) == dict.fromkeys([*wrong, deep], "misplaced")
 
 
-def test_a_folder_named_like_a_photo_is_refused(tmp_path: Path, grow: Grow, jpeg: Jpeg) -> None:
+def test_what_lies_in_a_folder_named_like_a_photo_is_refused(tmp_path: Path, grow: Grow, jpeg: Jpeg) -> None:
     found = scan(grow(tmp_path, {"Rose/Rust/1.jpg": jpeg(1), "Rose/Rust/folder.jpg/2.jpg": jpeg(2)}))
     assert sources(found) == [b"Rose/Rust/1.jpg"]
-    assert refused(found) == {"Rose/Rust/folder.jpg": "misplaced"}
+    assert refused(found) == {"Rose/Rust/folder.jpg/2.jpg": "misplaced"}
 
 
 def test_no_file_is_lost(tmp_path: Path, grow: Grow, jpeg: Jpeg) -> None:
@@ -99,7 +95,7 @@ def test_hidden_folders_and_empty_class_folders_are_counted(tmp_path: Path, grow
     grow(tmp_path, {"Rose/Rust/1.jpg": jpeg(1), ".git/Rose/1.jpg": jpeg(2), "Rose/.cache/1.jpg": jpeg(3)})
     (tmp_path / "Rose" / "Empty").mkdir()
     found = scan(tmp_path)
-    assert found.ignored == Counter({"hidden": 2, "empty class folder": 1})
+    assert found.ignored == Counter({"hidden folder": 2, "empty class folder": 1})
     assert found.taxonomy.row_names == (("Rose", "Rust"),)
 
 
@@ -255,3 +251,39 @@ def test_progress_counts_every_photo_once(tmp_path: Path, grow: Grow, jpeg: Jpeg
     steps: list[int] = []
     examine_tree(tree, progress=lambda photos, refused: steps.append(photos + len(refused)))
     assert sum(steps) == tree.photos == 3
+
+
+@pytest.mark.parametrize("name", ["photo", "photo.jpg_large", ".photo.jpg", "photo."])
+def test_a_photo_whose_name_does_not_tell_is_known_by_its_first_bytes(
+    name: str, tmp_path: Path, grow: Grow, jpeg: Jpeg
+) -> None:
+    found = scan(
+        grow(tmp_path, {f"Rose/Rust/{name}": jpeg(1), "Rose/Rust/notes.txt": b"BM text", "Rose/Rust/.x": b""})
+    )
+    assert sources(found) == [f"Rose/Rust/{name}".encode()]
+    assert sum(found.ignored.values()) == 2
+
+
+def test_a_format_that_is_not_read_is_refused_not_ignored(tmp_path: Path, grow: Grow, jpeg: Jpeg) -> None:
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
+    found = scan(grow(tmp_path, {"Rose/Rust/1.jpg": jpeg(1), "Rose/Rust/2.HEIC": heic, "Rose/Rust/3": heic}))
+    assert set(refused(found)) == {"Rose/Rust/2.HEIC", "Rose/Rust/3"}
+
+
+def test_a_class_that_cannot_be_read_keeps_its_id(grow: Grow, jpeg: Jpeg) -> None:
+    nobody, me = 65534, os.geteuid()
+    with tempfile.TemporaryDirectory() as folder:
+        root = grow(
+            Path(folder), {"Rose/Rust/1.jpg": jpeg(1), "Rose/Scab/1.jpg": jpeg(2), "Rose/Wilt/1.jpg": jpeg(3)}
+        )
+        root.chmod(0o755)
+        (root / "Rose/Scab").chmod(0)
+        if me == 0:
+            os.seteuid(nobody)
+        try:
+            found = scan(root)
+        finally:
+            os.seteuid(me)
+            (root / "Rose/Scab").chmod(0o755)
+    assert found.taxonomy.diseases == (("Rust", "Scab", "Wilt"),)
+    assert not found.ignored

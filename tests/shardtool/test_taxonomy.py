@@ -43,7 +43,10 @@ def test_a_row_is_its_species_offset_plus_its_disease_id(labels: list[tuple[str,
     for row, (species, disease) in enumerate(taxonomy.row_names):
         s = taxonomy.species.index(species)
         assert taxonomy.row_species[row] == s
-        assert row == taxonomy.offsets[s] + taxonomy.diseases[s].index(disease)
+        assert row == taxonomy.row(s, taxonomy.diseases[s].index(disease))
+        assert taxonomy.names(s, taxonomy.diseases[s].index(disease)) == taxonomy.row_names[row]
+    rows = np.arange(taxonomy.rows)
+    assert taxonomy.row(*taxonomy.ids(rows)).tolist() == rows.tolist()
     assert taxonomy.offsets.dtype == taxonomy.sizes.dtype == np.int64
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,9 +72,9 @@ def test_a_flipped_bit_in_a_header_names_shard_and_offset(packed_copy: Path) -> 
 @pytest.mark.parametrize("ending", [".cls", ".json"])
 def test_a_flipped_bit_in_a_label_is_found(packed_copy: Path, ending: str) -> None:
     path = packed_copy / "train/shard-000000.tar"
-    with path.open("rb") as file:
-        label = next(m for m in tar.members(file, "") if m.name.endswith(ending))
-    flip(path, label.offset)
+    with tarfile.open(path) as file:
+        label = next(member for member in file if member.name.endswith(ending))
+    flip(path, label.offset_data)
     for deep in (False, True):
         [where] = places(verify(packed_copy, deep))
         assert where.startswith("train/shard-000000.tar")
@@ -160,6 +161,23 @@ def test_a_shard_of_another_generation_is_found(
     for ending in ("tar", "parquet"):
         shutil.copy(other / f"val/shard-000000.{ending}", packed_copy / "val")
     assert {place.split(".")[0] for place in places(verify(packed_copy))} == {"val/shard-000000"}
+
+
+def test_a_key_that_two_photos_have_is_named_with_both_shards(packed_copy: Path) -> None:
+    """Somebody else's packer may have made it: the second shard is the first under another name."""
+    path = packed_copy / "dataset.json"
+    value = json.loads(path.read_text())
+    shards = value["splits"]["train"]["shards"]
+    for ending in ("tar", "parquet"):
+        shutil.copy(
+            packed_copy / f"train/shard-000000.{ending}", packed_copy / f"train/shard-000001.{ending}"
+        )
+    shards[1] = {**shards[0], "name": "shard-000001"}
+    path.write_text(json.dumps(value))
+    found = [finding for finding in verify(packed_copy).findings if finding.where.startswith("train/")]
+    keys = [row["key"] for row in rows(packed_copy, "train/shard-000000")]
+    assert [finding.where for finding in found] == [f"train/shard-000001.tar, key {key}" for key in keys]
+    assert {finding.what for finding in found} == {"key is also in train/shard-000000.tar"}
 
 
 @pytest.mark.parametrize("name", ["species", "disease", "shard"])
