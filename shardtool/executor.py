@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -53,6 +54,8 @@ def dask(address: str) -> Iterator[tuple[Executor, int]]:
         raise UsageError(
             "no Dask scheduler answers", where=address, cure="give one's address, tcp://HOST:8786"
         ) from error
+    for name in ("distributed.client", "tornado.application"):  # they tell a lost worker over many lines
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with client:
         try:
             client.wait_for_workers(1, timeout=CONNECT_SECONDS)

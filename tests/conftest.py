@@ -133,7 +133,7 @@ def shardtool(command: Callable[..., list[str]]) -> Callable[..., subprocess.Com
             capture_output=True,
             text=True,
             errors="surrogateescape",
-            timeout=60,
+            timeout=240,
         )
         assert "Traceback" not in done.stderr, done.stderr
         return done

@@ -105,7 +105,6 @@ def test_a_pack_survives_the_loss_of_a_worker(
     assert digests(out) == digests(packed)
 
 
-@pytest.mark.xfail(strict=False, reason="Dask's client logs the loss at length")
 @pytest.mark.slow
 def test_a_pack_that_loses_all_its_workers_ends_in_one_line(
     new_cluster: NewCluster,

@@ -15,11 +15,9 @@ import pytest
 from shardtool.cli.app import parse_size, parse_split
 from shardtool.errors import UsageError
 from shardtool.terminal import clean
+from tests.kinds import Grow, Jpeg, Shardtool
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-Jpeg = Callable[..., bytes]
-Grow = Callable[..., Path]
-Cli = Callable[..., subprocess.CompletedProcess[str]]
 IMG = "<img src=x onerror=alert(1)>"
 EVIL = [
     IMG,
@@ -63,7 +61,7 @@ def error_line(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def test_a_clean_pack_is_status_0_and_a_second_one_too(
-    specimens: Path, tmp_path: Path, shardtool: Cli
+    specimens: Path, tmp_path: Path, shardtool: Shardtool
 ) -> None:
     first = shardtool("pack", specimens, "--out", tmp_path / "out", "--workers", 2, "--json")
     assert first.returncode == 0
@@ -84,7 +82,7 @@ def test_a_clean_pack_is_status_0_and_a_second_one_too(
 
 
 def test_refused_photos_are_status_3_and_named(
-    tmp_path: Path, grow: Grow, jpeg: Jpeg, shardtool: Cli
+    tmp_path: Path, grow: Grow, jpeg: Jpeg, shardtool: Shardtool
 ) -> None:
     tree = grow(
         tmp_path / "tree",
@@ -107,7 +105,9 @@ def test_refused_photos_are_status_3_and_named(
     assert "page.jpg" in error_line(strict)
 
 
-def test_wrong_use_is_status_2_with_one_line(tmp_path: Path, grow: Grow, jpeg: Jpeg, shardtool: Cli) -> None:
+def test_wrong_use_is_status_2_with_one_line(
+    tmp_path: Path, grow: Grow, jpeg: Jpeg, shardtool: Shardtool
+) -> None:
     tree = grow(tmp_path / "tree", {"train/A/x/1.jpg": jpeg(1)})
     foreign = grow(tmp_path / "foreign", {"thesis.txt": b"mine"})
     twins = grow(tmp_path / "twins", {"train/A/x/1.jpg": jpeg(1), "train/a/x/1.jpg": jpeg(2)})
@@ -123,7 +123,7 @@ def test_wrong_use_is_status_2_with_one_line(tmp_path: Path, grow: Grow, jpeg: J
         assert words in error_line(done)
 
 
-def test_an_error_is_an_object_under_json(tmp_path: Path, shardtool: Cli) -> None:
+def test_an_error_is_an_object_under_json(tmp_path: Path, shardtool: Shardtool) -> None:
     done = shardtool("info", tmp_path, "--json")
     assert done.returncode == 2
     value = json.loads(done.stdout)
@@ -133,11 +133,11 @@ def test_an_error_is_an_object_under_json(tmp_path: Path, shardtool: Cli) -> Non
     assert value["cure"]
 
 
-def test_an_unknown_option_is_status_2(shardtool: Cli) -> None:
+def test_an_unknown_option_is_status_2(shardtool: Shardtool) -> None:
     assert shardtool("pack", "--nope").returncode == 2
 
 
-def test_every_command_shows_an_example(shardtool: Cli) -> None:
+def test_every_command_shows_an_example(shardtool: Shardtool) -> None:
     for command in ("pack", "verify", "info", "specimens"):
         done = shardtool(command, "-h")
         assert done.returncode == 0
@@ -145,7 +145,7 @@ def test_every_command_shows_an_example(shardtool: Cli) -> None:
 
 
 def test_an_output_that_cannot_be_made_is_status_1_with_one_line(
-    specimens: Path, tmp_path: Path, grow: Grow, shardtool: Cli
+    specimens: Path, tmp_path: Path, grow: Grow, shardtool: Shardtool
 ) -> None:
     grow(tmp_path, {"file": b"x"})
     done = shardtool("pack", specimens, "--out", tmp_path / "file" / "out", "--workers", 1)
@@ -170,13 +170,13 @@ def test_a_failed_write_is_status_1_and_leaves_no_half_shard(
     assert [path.name for path in out.rglob("*") if path.is_file()] == [".lock"]
 
 
-def test_an_unknown_address_is_status_2_with_one_line(shardtool: Cli) -> None:
+def test_an_unknown_address_is_status_2_with_one_line(shardtool: Shardtool) -> None:
     done = shardtool("info", "nosuchscheme://x/y")
     assert done.returncode == 2
     assert "nosuchscheme" in error_line(done)
 
 
-def test_specimens_of_another_plan_are_status_2_with_one_line(tmp_path: Path, shardtool: Cli) -> None:
+def test_specimens_of_another_plan_are_status_2_with_one_line(tmp_path: Path, shardtool: Shardtool) -> None:
     plan = ("--species", 1, "--diseases", 1, "--images", 2, "--size", 32, "--workers", 1)
     assert shardtool("specimens", tmp_path / "drawn", *plan).returncode == 0
     done = shardtool("specimens", tmp_path / "drawn", *plan, "--seed", 1)
@@ -199,7 +199,7 @@ class Tags(html.parser.HTMLParser):
 
 
 def test_class_names_do_nothing_on_the_terminal_and_in_the_report(
-    tmp_path: Path, grow: Grow, jpeg: Jpeg, shardtool: Cli
+    tmp_path: Path, grow: Grow, jpeg: Jpeg, shardtool: Shardtool
 ) -> None:
     names = [*EVIL, os.fsdecode(b"caf\xe9\xff")]
     files = {f"train/{name}/{name}/{name}.jpg": jpeg(i) for i, name in enumerate(names)}
@@ -268,7 +268,7 @@ def test_other_shares_are_usage_errors(text: str) -> None:
 
 
 def test_a_dry_run_plans_to_the_byte_and_writes_nothing(
-    tmp_path: Path, grow: Grow, jpeg: Jpeg, shardtool: Cli
+    tmp_path: Path, grow: Grow, jpeg: Jpeg, shardtool: Shardtool
 ) -> None:
     tree = grow(
         tmp_path / "tree",
@@ -294,7 +294,7 @@ def test_a_dry_run_plans_to_the_byte_and_writes_nothing(
 
 
 def test_a_dry_run_says_which_shards_a_change_rewrites(
-    specimens_copy: Path, packed_copy: Path, jpeg: Jpeg, shardtool: Cli
+    specimens_copy: Path, packed_copy: Path, jpeg: Jpeg, shardtool: Shardtool
 ) -> None:
     sorted(specimens_copy.glob("train/*/*/*.jpg"))[11].write_bytes(jpeg(1, 40, 40))
     line = ("pack", specimens_copy, "--out", packed_copy, "--workers", 1, "--shard-size", "40000", "--json")
@@ -306,7 +306,9 @@ def test_a_dry_run_says_which_shards_a_change_rewrites(
     assert planned["seconds"] > 0
 
 
-def test_a_dry_run_refuses_what_a_pack_refuses(specimens: Path, packed_copy: Path, shardtool: Cli) -> None:
+def test_a_dry_run_refuses_what_a_pack_refuses(
+    specimens: Path, packed_copy: Path, shardtool: Shardtool
+) -> None:
     for arguments, status in ((("--seed", 1), 8), (("--out", specimens / "out"), 2)):
         line = ("pack", specimens, "--out", packed_copy, "--shard-size", "40000", "--workers", 1, *arguments)
         assert shardtool(*line).returncode == shardtool(*line, "--dry-run").returncode == status
@@ -326,14 +328,16 @@ def test_a_dry_run_refuses_what_a_pack_refuses(specimens: Path, packed_copy: Pat
     ],
 )
 def test_options_without_effect_or_sense_are_status_2(
-    options: tuple[object, ...], specimens: Path, tmp_path: Path, shardtool: Cli
+    options: tuple[object, ...], specimens: Path, tmp_path: Path, shardtool: Shardtool
 ) -> None:
     done = shardtool("pack", specimens, "--out", tmp_path / "out", *options)
     assert done.returncode == 2
     assert "--" in error_line(done)
 
 
-def test_an_interrupted_pack_says_what_it_found(specimens: Path, packed_copy: Path, shardtool: Cli) -> None:
+def test_an_interrupted_pack_says_what_it_found(
+    specimens: Path, packed_copy: Path, shardtool: Shardtool
+) -> None:
     (packed_copy / "dataset.json").unlink()
     (packed_copy / "train/.tmp-1-shard-000000.tar").write_bytes(b"half")
     (packed_copy / "train/shard-000000.parquet").unlink()
@@ -344,7 +348,7 @@ def test_an_interrupted_pack_says_what_it_found(specimens: Path, packed_copy: Pa
 
 
 def test_in_a_locale_without_utf_8_paths_are_told_as_in_any_other(
-    tmp_path: Path, grow: Grow, jpeg: Jpeg, shardtool: Cli
+    tmp_path: Path, grow: Grow, jpeg: Jpeg, shardtool: Shardtool
 ) -> None:
     tree = grow(
         tmp_path / "tree", {"train/Caf\u00e9/x/\u00f6.jpg": jpeg(1), "train/Caf\u00e9/x/\u00fc.jpg": b""}

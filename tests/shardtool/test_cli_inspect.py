@@ -15,8 +15,8 @@ import pytest
 from shardtool.cli.inspect import parse_share
 from shardtool.errors import UsageError
 from shardtool.index import open_split
+from tests.kinds import Shardtool
 
-Cli = Callable[..., subprocess.CompletedProcess[str]]
 Command = Callable[..., list[str]]
 ROOT = Path(__file__).parents[2]
 
@@ -49,7 +49,7 @@ def test_cat_to_a_terminal_is_status_2_with_the_cure(packed: Path, command: Comm
 
 
 def test_cat_of_an_unknown_key_is_status_2_and_of_a_damaged_photo_status_1(
-    packed_copy: Path, shardtool: Cli
+    packed_copy: Path, shardtool: Shardtool
 ) -> None:
     unknown = shardtool("cat", "zz", "--shards", packed_copy)
     assert (unknown.returncode, unknown.stdout) == (2, "")
@@ -63,7 +63,7 @@ def test_cat_of_an_unknown_key_is_status_2_and_of_a_damaged_photo_status_1(
     assert key in damaged.stderr
 
 
-def test_explain_says_where_a_photo_went(packed: Path, shardtool: Cli) -> None:
+def test_explain_says_where_a_photo_went(packed: Path, shardtool: Shardtool) -> None:
     split = open_split(str(packed / "train"))
     entry = split.entry(5)
     source = os.fsdecode(entry["source"])
@@ -83,26 +83,26 @@ def test_explain_says_where_a_photo_went(packed: Path, shardtool: Cli) -> None:
     }
 
 
-def test_explain_of_what_is_not_there_is_status_1_with_one_line(packed: Path, shardtool: Cli) -> None:
+def test_explain_of_what_is_not_there_is_status_1_with_one_line(packed: Path, shardtool: Shardtool) -> None:
     done = shardtool("explain", "nowhere.jpg", "--shards", packed, "--json")
     assert done.returncode == 1
     assert "not in this dataset" in json.loads(done.stdout)["what"]
 
 
-def test_explain_lists_twenty_and_counts_the_rest(packed: Path, shardtool: Cli) -> None:
+def test_explain_lists_twenty_and_counts_the_rest(packed: Path, shardtool: Shardtool) -> None:
     done = shardtool("explain", "", "--shards", packed)  # every key starts so
     assert done.stderr.count("bytes") == 20
     assert "and 34 more" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["cat", "explain"])
-def test_a_folder_that_is_no_dataset_is_status_2(tmp_path: Path, shardtool: Cli, name: str) -> None:
+def test_a_folder_that_is_no_dataset_is_status_2(tmp_path: Path, shardtool: Shardtool, name: str) -> None:
     done = shardtool(name, "0", "--shards", tmp_path)
     assert done.returncode == 2
     assert "no dataset.json" in done.stderr
 
 
-def test_a_sample_says_what_it_left_out(packed: Path, shardtool: Cli) -> None:
+def test_a_sample_says_what_it_left_out(packed: Path, shardtool: Shardtool) -> None:
     done = shardtool("verify", packed, "--sample", "10%", "--deep", "--workers", 1)
     assert done.returncode == 0
     assert "good: 6 photos" in done.stderr
@@ -113,7 +113,7 @@ def test_a_sample_says_what_it_left_out(packed: Path, shardtool: Cli) -> None:
     assert "27 of 54 photos" in value["not_checked"]
 
 
-def test_a_sample_finds_a_missing_shard(packed_copy: Path, shardtool: Cli) -> None:
+def test_a_sample_finds_a_missing_shard(packed_copy: Path, shardtool: Shardtool) -> None:
     (packed_copy / "train/shard-000001.tar").unlink()
     done = shardtool("verify", packed_copy, "--sample", "10%", "--workers", 1)
     assert done.returncode == 4
@@ -133,7 +133,9 @@ def test_what_is_no_share_is_a_usage_error(text: str) -> None:
         parse_share(text)
 
 
-def test_an_index_of_tars_elsewhere_serves_all_commands(packed: Path, tmp_path: Path, shardtool: Cli) -> None:
+def test_an_index_of_tars_elsewhere_serves_all_commands(
+    packed: Path, tmp_path: Path, shardtool: Shardtool
+) -> None:
     tars = tmp_path / "tars"
     for split in ("train", "val"):
         shutil.copytree(packed / split, tars / split, ignore=shutil.ignore_patterns("*.parquet"))
@@ -162,7 +164,7 @@ def test_an_index_of_tars_elsewhere_serves_all_commands(packed: Path, tmp_path: 
     ],
 )
 def test_an_index_that_cannot_be_meant_is_status_2(
-    arguments: tuple[str, ...], shardtool: Cli, tmp_path: Path
+    arguments: tuple[str, ...], shardtool: Shardtool, tmp_path: Path
 ) -> None:
     done = shardtool("index", *arguments, "--workers", 1)
     assert done.returncode == 2

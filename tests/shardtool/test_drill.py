@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +12,7 @@ from shardtool.drill import FAULTS, drill
 from shardtool.errors import DatasetError, UsageError
 from shardtool.indexing import find_shards, index_shards
 from shardtool.pack import PackOptions, pack
-
-Cli = Callable[..., subprocess.CompletedProcess[str]]
+from tests.kinds import Shardtool
 
 
 def test_every_fault_is_caught_and_the_dataset_only_read(
@@ -74,7 +72,7 @@ def test_one_photo_is_too_few_and_a_foreign_dataset_is_refused(
         drill(tmp_path / "index")
 
 
-def test_the_command_prints_a_table_and_ends_well(packed: Path, shardtool: Cli) -> None:
+def test_the_command_prints_a_table_and_ends_well(packed: Path, shardtool: Shardtool) -> None:
     done = shardtool("verify", packed, "--drill")
     assert done.returncode == 0
     assert "MISSED" not in done.stderr

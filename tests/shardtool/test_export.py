@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import os
-import subprocess
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -23,10 +22,7 @@ from shardtool.errors import NoSpace, ResumeRefused, UsageError
 from shardtool.export import export, file_name, folder_name
 from shardtool.index import open_dataset, open_manifest, sidecar_bytes
 from shardtool.pack import PackOptions, pack
-
-Jpeg = Callable[..., bytes]
-Grow = Callable[..., Path]
-Cli = Callable[..., subprocess.CompletedProcess[str]]
+from tests.kinds import Grow, Jpeg, Shardtool
 
 
 def photos(folder: Path) -> dict[str, bytes]:
@@ -125,7 +121,7 @@ def test_an_export_goes_on_where_it_was_and_mends_what_is_damaged(packed: Path, 
     assert not (tmp_path / "out/.tmp-99").exists()
 
 
-def test_processes_export_the_same_as_one(packed: Path, tmp_path: Path, shardtool: Cli) -> None:
+def test_processes_export_the_same_as_one(packed: Path, tmp_path: Path, shardtool: Shardtool) -> None:
     export(str(packed), tmp_path / "one")
     done = shardtool("export", "--shards", packed, "--to", tmp_path / "two", "--workers", 2, "--json")
     assert done.returncode == 0
@@ -155,7 +151,7 @@ def test_another_dataset_does_not_mix_with_the_first(packed: Path, odd: Path, tm
 
 
 def test_a_damaged_photo_is_left_out_and_told_with_status_3(
-    packed_copy: Path, tmp_path: Path, shardtool: Cli
+    packed_copy: Path, tmp_path: Path, shardtool: Shardtool
 ) -> None:
     path = packed_copy / "val/shard-000000.tar"
     data = bytearray(path.read_bytes())

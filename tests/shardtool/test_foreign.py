@@ -23,10 +23,8 @@ from shardtool.index import open_manifest, open_split
 from shardtool.indexing import Indexed, find_shards, index_shards
 from shardtool.pack import PackOptions, pack
 from shardtool.verify import verify
+from tests.kinds import Grow, Jpeg, Shardtool
 
-Jpeg = Callable[..., bytes]
-Grow = Callable[..., Path]
-Cli = Callable[..., subprocess.CompletedProcess[str]]
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 
 
@@ -194,7 +192,7 @@ def test_an_index_made_again_forgets_shards_that_are_gone(
 
 
 def test_processes_index_the_same_as_one(
-    folder: Path, tmp_path: Path, shardtool: Cli, digests: Callable[..., object]
+    folder: Path, tmp_path: Path, shardtool: Shardtool, digests: Callable[..., object]
 ) -> None:
     for workers in (1, 2):
         done = shardtool("index", folder, "--out", tmp_path / f"out{workers}", "--workers", workers)
@@ -367,7 +365,7 @@ def test_when_every_sample_is_refused_the_first_reason_is_told(tmp_path: Path, g
 
 
 def test_refused_samples_are_status_3_listed_and_explained(
-    folder: Path, grow: Grow, jpeg: Jpeg, shardtool: Cli
+    folder: Path, grow: Grow, jpeg: Jpeg, shardtool: Shardtool
 ) -> None:
     grow(folder, {"val/b.tar": tar_bytes({"pic/odd.jpg": jpeg(3), "x.jpg": jpeg(4), "x.cls": b"0"})})
     done = shardtool("index", folder, "--workers", 1, "--json")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,9 +16,7 @@ from shardtool.index import open_split
 from shardtool.indexing import find_shards, index_shards
 from shardtool.lookup import common_ending, explain, find_key, photo_bytes
 from shardtool.pack import PackOptions, pack
-
-Jpeg = Callable[..., bytes]
-Grow = Callable[..., Path]
+from tests.kinds import Grow, Jpeg
 
 
 @pytest.fixture

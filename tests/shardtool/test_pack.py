@@ -34,11 +34,8 @@ from shardtool.select import duplicates
 from shardtool.shard import PIECE
 from shardtool.store import LocalFolder
 from shardtool.verify import verify
+from tests.kinds import Digests, Grow, Jpeg, Shardtool
 
-Jpeg = Callable[..., bytes]
-Grow = Callable[..., Path]
-Digests = Callable[[Path], dict[str, str]]
-Cli = Callable[..., subprocess.CompletedProcess[str]]
 FILES = ("dataset.json", "report.json", "report.html", "README.md", "croissant.json")
 SMALL = PackOptions(shard_size=40_000)
 
@@ -152,7 +149,12 @@ def test_two_workers_write_the_same_bytes_as_one(
     ids=["another time zone", "a locale without UTF-8"],
 )
 def test_another_locale_time_zone_and_umask_change_no_byte(
-    environment: dict[str, str], tmp_path: Path, grow: Grow, jpeg: Jpeg, digests: Digests, shardtool: Cli
+    environment: dict[str, str],
+    tmp_path: Path,
+    grow: Grow,
+    jpeg: Jpeg,
+    digests: Digests,
+    shardtool: Shardtool,
 ) -> None:
     tree = grow(
         tmp_path / "tree", {f"train/Caf\u00e9 {i % 2}/B\u00e4r/\u00f6{i}.jpg": jpeg(i) for i in range(8)}
@@ -638,7 +640,7 @@ def test_ctrl_c_ends_a_pack_at_once_with_130_and_one_line(
 
 
 def test_a_second_packer_stops_at_once_and_names_the_first(
-    specimens: Path, tmp_path: Path, shardtool: Cli
+    specimens: Path, tmp_path: Path, shardtool: Shardtool
 ) -> None:
     with exclusive(tmp_path / "out", "shardtool pack"):
         done = shardtool("pack", specimens, "--out", tmp_path / "out", "--workers", 1)

@@ -9,7 +9,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -31,9 +31,7 @@ from shardtool.report import report_files
 from shardtool.similar import NearPair
 from shardtool.taxonomy import Taxonomy
 from shardtool.thumbnail import Read, thumbnail
-
-Grow = Callable[..., Path]
-Jpeg = Callable[..., bytes]
+from tests.kinds import Grow, Jpeg
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>",

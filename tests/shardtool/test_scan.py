@@ -8,7 +8,7 @@ import socket
 import tempfile
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,9 +17,7 @@ from shardtool.errors import UsageError
 from shardtool.photo import Refused
 from shardtool.scan import Scan, examine_tree, list_tree
 from shardtool.source import LocalSource, read_source
-
-Jpeg = Callable[..., bytes]
-Grow = Callable[..., Path]
+from tests.kinds import Grow, Jpeg
 
 
 @pytest.fixture(autouse=True)

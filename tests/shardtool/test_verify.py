@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +21,7 @@ from shardtool.executor import processes
 from shardtool.index import read_sidecar
 from shardtool.pack import PackOptions, pack
 from shardtool.verify import Verified, spread, verify, verify_sample
-
-Cli = Callable[..., subprocess.CompletedProcess[str]]
+from tests.kinds import Shardtool
 
 
 def flip(path: Path, offset: int, mask: int = 1) -> None:
@@ -272,7 +270,7 @@ def test_a_sample_names_the_shard_that_is_missing(packed_copy: Path, ending: str
     assert any("shard-000001" in finding.where + finding.what for finding in found)
 
 
-def test_the_exit_status_is_0_for_good_and_4_for_damage(packed_copy: Path, shardtool: Cli) -> None:
+def test_the_exit_status_is_0_for_good_and_4_for_damage(packed_copy: Path, shardtool: Shardtool) -> None:
     good = shardtool("verify", packed_copy, "--workers", 1)
     assert (good.returncode, good.stdout) == (0, "")
     assert "good" in good.stderr
