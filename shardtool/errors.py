@@ -105,5 +105,11 @@ class ResumeRefused(UserError):
     status = Status.RESUME_REFUSED
 
 
+class Interrupted(UserError):
+    """Ctrl-C: what is done stays, the same command goes on."""
+
+    status = Status.INTERRUPTED
+
+
 class TrainingError(UserError):
     """Training cannot go on: non-finite losses, a device that failed."""

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import secrets
 import socket
 import time
 from collections.abc import Iterator
@@ -27,7 +28,8 @@ def atomic(path: Path, synced: bool = True, temporary: Path | None = None) -> It
     name until then; by default it lies beside `path`. Raises NoSpace if the disk is full; the temporary
     file is removed then, as after any error.
     """
-    temporary = temporary or path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    # a random part: workers in two containers have the same pid
+    temporary = temporary or path.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
     try:
         with temporary.open("wb") as file:
             yield file
@@ -71,7 +73,7 @@ def exclusive(folder: Path, purpose: str) -> Iterator[None]:
 
     Raises DestinationBusy naming the owner's pid, host and age.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
@@ -114,6 +116,14 @@ def busy(purpose: str, owner: Owner | None, where: object, cure: str) -> Destina
     """The error that tells who holds a folder."""
     named = f", pid {owner.pid} on {owner.host} for {time.time() - owner.since:.0f} s" if owner else ""
     return DestinationBusy(f"another {purpose} is writing here{named}", where=where, cure=cure)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, that outlive a power cut."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -51,10 +51,12 @@ SIDECAR = pa.schema(
 )
 
 
-def sidecar_bytes(table: pa.Table, sha256: str) -> bytes:
-    """The Parquet file of one shard's samples (schema SIDECAR); `sha256` is the tar's."""
+def sidecar_bytes(table: pa.Table, sha256: str, labels: str = "") -> bytes:
+    """The Parquet file of one shard's samples (schema SIDECAR); `sha256` is the tar's, `labels` a digest
+    of the class names in it, which a table of ids does not tell."""
     out = io.BytesIO()
-    schema = SIDECAR.with_metadata({"shardtool.format": str(FORMAT), "shardtool.sha256": sha256})
+    facts = {"shardtool.format": str(FORMAT), "shardtool.sha256": sha256, "shardtool.labels": labels}
+    schema = SIDECAR.with_metadata(facts)
     pq.write_table(table.cast(schema), out, compression="zstd")
     return out.getvalue()
 
@@ -196,9 +198,9 @@ def open_manifest(folder: str) -> Manifest:
             where=shown(folder),
             cure="run shardtool pack, or give another folder",
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedManifest(f"{DATASET_FILE} is damaged", where=where, cure="pack again") from error
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or not isinstance(value.get("options", {}), dict):
         raise DamagedManifest(f"{DATASET_FILE} is damaged", where=where, cure="pack again")
     if value.get("format") != FORMAT:
         raise DatasetError(

@@ -173,13 +173,13 @@ class Annotations:
 
     def _of_row(self, row: int) -> tuple[bytes, bytes]:
         """`.cls` of a class, and `.json` up to the path; kept for the next photo of the class."""
-        species_id = int(self._taxonomy.row_species[row])
         species, disease = self._taxonomy.row_names[row]
+        species_id, disease_id = (int(number[0]) for number in self._taxonomy.ids(np.array([row])))
         names = {
             "species": species,
             "disease": disease,
             "species_id": species_id,
-            "disease_id": int(row - self._taxonomy.offsets[species_id]),
+            "disease_id": disease_id,
         }
         start = json.dumps(names, separators=(",", ":")).encode()[:-1] + b',"source":'
         self._rows[row] = b"%d" % species_id, start

@@ -18,10 +18,10 @@ from time import perf_counter
 
 import numpy as np
 
-from shardtool import __version__, card
+from shardtool import card
 from shardtool.errors import DamagedManifest, NoSpace, ResumeRefused, UsageError, UserError
 from shardtool.executor import engine, ordered
-from shardtool.index import DATASET_FILE, Manifest, ShardEntry, dataset_digest, open_manifest
+from shardtool.index import DATASET_FILE, Manifest, ShardEntry, open_manifest
 from shardtool.plan import DEFAULTS, MaxRefused, PackOptions, Place, Plan, plan_pack
 from shardtool.progress import OpenProgress, silent
 from shardtool.quality import shuffle_quality
@@ -288,17 +288,15 @@ def _is_own(out: Folder, name: str) -> bool:
 
 
 def _manifest(plan: Plan, entries: Mapping[Place, ShardEntry]) -> Manifest:
-    taxonomy = plan.scan.taxonomy
+    taxonomy, layouts = plan.scan.taxonomy, plan.layouts
     shards = {
-        split: tuple(entries[split, number] for number in range(len(shards)))
-        for split, shards in plan.layouts.items()
+        split: tuple(entries[split, number] for number in range(len(layouts[split]))) for split in layouts
     }
     counts = {
-        split: np.bincount(shards.rows(), minlength=taxonomy.rows).tolist()
-        for split, shards in plan.layouts.items()
+        split: np.bincount(layouts[split].rows(), minlength=taxonomy.rows).astype(np.int64)
+        for split in layouts
     }
-    digest = dataset_digest(taxonomy, shards)
-    return Manifest(taxonomy, shards, counts, asdict(plan.options), f"shardtool {__version__}", digest)
+    return Manifest.of(taxonomy, shards, counts, asdict(plan.options))
 
 
 def _json_bytes(value: object) -> bytes:

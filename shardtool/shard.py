@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from shardtool import tar
 from shardtool.errors import DatasetError, SourceChanged, UserError
-from shardtool.index import ShardEntry, read_sidecar, sidecar_bytes
+from shardtool.index import SIDECAR, ShardEntry, read_sidecar, sidecar_bytes
 from shardtool.layout import Annotations, ShardPlan, sample_sizes
 from shardtool.paths import path_text
 from shardtool.photo import Refused, Rules, encode
@@ -61,7 +61,7 @@ def write_shard(job: ShardJob) -> ShardEntry:
     with job.out.create(job.tar) as file:
         sha256 = _write(file, _pieces(job))
         assert file.tell() == job.plan.size, (file.tell(), job.plan.size)
-    sidecar = sidecar_bytes(sidecar_table(job.plan, job.taxonomy), sha256)
+    sidecar = _sidecar(job, sha256)
     with job.out.create(job.sidecar) as file:
         file.write(sidecar)
     return _entry(job, sha256, sidecar)
@@ -88,8 +88,12 @@ def find_shard(job: ShardJob) -> ShardEntry | None:
         sha256 = job.out.sha256(job.tar) or (found.schema.metadata or {}).get(_SHA256, b"").decode()
     except (OSError, DatasetError):
         return None
-    same = sidecar == sidecar_bytes(sidecar_table(job.plan, job.taxonomy), sha256)
-    return _entry(job, sha256, sidecar) if same else None
+    return _entry(job, sha256, sidecar) if sidecar == _sidecar(job, sha256) else None
+
+
+def _sidecar(job: ShardJob, sha256: str) -> bytes:
+    labels = job.taxonomy.names_digest(column(job.plan.photos, "row").tolist())
+    return sidecar_bytes(sidecar_table(job.plan, job.taxonomy), sha256, labels)
 
 
 def _entry(job: ShardJob, sha256: str, sidecar: bytes) -> ShardEntry:
@@ -100,17 +104,15 @@ def _entry(job: ShardJob, sha256: str, sidecar: bytes) -> ShardEntry:
 def sidecar_table(plan: ShardPlan, taxonomy: Taxonomy) -> pa.Table:
     """The sidecar's rows, all known before the shard is written."""
     photos = plan.photos
-    rows = column(photos, "row")
-    species = taxonomy.row_species[rows]
+    species, disease = taxonomy.ids(column(photos, "row"))
     ends = np.cumsum(sample_sizes(photos, taxonomy))
     values = {
         "offset": pa.array(np.concatenate([[0], ends[:-1]]) + tar.BLOCK, pa.int64()),
         "species_id": pa.array(species, pa.int32()),
-        "disease_id": pa.array(rows - taxonomy.offsets[species], pa.int32()),
+        "disease_id": pa.array(disease, pa.int32()),
         "source": photos.column("source").cast(pa.binary()),
     }
-    names = ("key", "offset", "size", "species_id", "disease_id", "width", "height", "crc32c", "source")
-    return pa.table({name: values[name] if name in values else photos.column(name) for name in names})
+    return pa.table({name: values[name] if name in values else photos.column(name) for name in SIDECAR.names})
 
 
 class _Sample(NamedTuple):

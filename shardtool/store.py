@@ -30,6 +30,7 @@ from shardtool.files import (
     exclusive,
     lock_note,
     lock_owner,
+    make_folder,
     remove_temporaries,
     sync_folder,
 )
@@ -221,7 +222,7 @@ class LocalFolder:
 
     def create(self, name: str) -> AbstractContextManager[BinaryIO]:
         """A file that appears under its name, whole, when the block ends without error. Raises NoSpace."""
-        (self.root / name).parent.mkdir(exist_ok=True)
+        make_folder((self.root / name).parent)
         return atomic(self.root / name)
 
     def remove(self, name: str) -> None:

@@ -25,7 +25,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from shardtool.errors import NoSpace, Status, UserError
+from shardtool.errors import Interrupted, NoSpace, Status, UsageError, UserError
 from shardtool.progress import Advance, OpenProgress, silent
 from shardtool.text import plain
 
@@ -122,25 +122,39 @@ def run(app: typer.Typer, as_json: bool | None = None) -> NoReturn:
     """
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    as_json = "--json" in arguments if as_json is None else as_json
     try:
         status = app(args=arguments, standalone_mode=False)
         if status == Status.INTERRUPTED:  # typer turns Ctrl-C into this status without a word
-            _fail("interrupted: run the same command again", Status.INTERRUPTED)
+            raise KeyboardInterrupt
     except _CommandLineError as error:
         error.show()
         status = Status.USAGE
-    except (typer.Abort, KeyboardInterrupt):
-        status = _fail("interrupted: run the same command again", Status.INTERRUPTED)
+        if as_json:
+            emit(UsageError(error.format_message()).as_dict())
     except BrokenPipeError:
         status = Status.DONE  # the reader of a pipe has seen enough
-    except (UserError, OSError) as error:
+    except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exc()
-        told = error if isinstance(error, UserError) else _system_error(error)
-        if as_json or (as_json is None and "--json" in arguments):
+        told = _told(error)
+        if as_json:
             emit(told.as_dict())
         status = _fail(str(told), told.status)
     sys.exit(int(status or Status.DONE))
+
+
+def _told(error: BaseException) -> UserError:
+    """What a person can read of any error."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError):
+        return _system_error(error)
+    if isinstance(error, typer.Abort | KeyboardInterrupt):
+        return Interrupted("interrupted", cure="run the same command again")
+    return UserError(
+        f"this is a bug: {type(error).__name__}: {error}", cure="report it with what --debug prints"
+    )
 
 
 def _system_error(error: OSError) -> UserError:

@@ -236,7 +236,19 @@ def test_a_photo_that_the_system_does_not_give_is_unreadable(
     names = ["train/A/x/1.jpg", "train/A/x/2.jpg", "train/A/x/3.jpg"]
     tree = grow(tmp_path / "tree", {name: plain(number) for number, name in enumerate(names)})
     line = command("pack", tree, "--out", tmp_path / "out", "--workers", 1)
-    strace = ["strace", "-f", "-qq", "-o", os.devnull, "-P", str(tree / names[1]), "-P", names[1], "-e", f"inject={error}"]
+    strace = [
+        "strace",
+        "-f",
+        "-qq",
+        "-o",
+        os.devnull,
+        "-P",
+        str(tree / names[1]),
+        "-P",
+        names[1],
+        "-e",
+        f"inject={error}",
+    ]
     done = subprocess.run([*strace, *line], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 3, done.stderr
     assert contents(tmp_path / "out").keys() == {names[0], names[2]}

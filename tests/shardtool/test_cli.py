@@ -361,3 +361,26 @@ def test_in_a_locale_without_utf_8_paths_are_told_as_in_any_other(
     for photo in ("train/Caf\u00e9/x/\u00fc.jpg", "train/Caf\u00e9/x/\u00f6.jpg"):
         found = shardtool("explain", photo, "--shards", tmp_path / "out", "--json", **plain)
         assert photo in str(json.loads(found.stdout))
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--workers", "0"), ("--max-side", "abc"), ("--no-such-option",), ("--seed", "-1")]
+)
+def test_a_command_line_that_is_wrong_is_an_object_under_json(
+    wrong: tuple[str, ...], specimens: Path, tmp_path: Path, shardtool: Shardtool
+) -> None:
+    done = shardtool("pack", specimens, "--out", tmp_path / "out", "--json", *wrong)
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["status"] == 2
+    assert wrong[0] in json.loads(done.stdout)["what"]
+
+
+@pytest.mark.parametrize("text", ['{"format": 1, "options": null}', "[" * 100_000])
+def test_a_dataset_json_that_somebody_edited_is_told_in_one_line_and_mended(
+    text: str, specimens: Path, packed_copy: Path, shardtool: Shardtool
+) -> None:
+    (packed_copy / "dataset.json").write_text(text)
+    assert "damaged" in error_line(shardtool("info", packed_copy))
+    done = shardtool("pack", specimens, "--out", packed_copy, "--shard-size", "40000", "--workers", 1)
+    assert done.returncode == 0
+    assert shardtool("info", packed_copy).returncode == 0

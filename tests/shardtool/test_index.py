@@ -321,7 +321,7 @@ def test_the_sidecars_have_the_documented_schema(packed: Path) -> None:
     for path in packed.glob("*/*.parquet"):
         schema = pq.read_schema(path)
         assert schema.remove_metadata().equals(SIDECAR)
-        assert set(schema.metadata) == {b"shardtool.format", b"shardtool.sha256"}
+        assert set(schema.metadata) == {b"shardtool.format", b"shardtool.sha256", b"shardtool.labels"}
     assert [(field.name, field.type) for field in SIDECAR] == [
         ("key", pa.string()),
         ("offset", pa.int64()),

@@ -684,6 +684,21 @@ def test_twin_folders_become_one_class_when_asked_for(
     assert members_of(tmp_path / "out", "train") == set(files)
 
 
+def test_a_name_that_the_majority_changes_is_changed_in_every_shard(
+    tmp_path: Path, grow: Grow, jpeg: Jpeg, digests: Digests
+) -> None:
+    """The sidecars of the training shards stay the same: only their labels mean another name."""
+    options = PackOptions(merge_twins=True)
+    files = {f"train/rose/Rust/{i}.jpg": jpeg(i) for i in range(3)}
+    tree = grow(tmp_path / "tree", files | {f"train/rose/rust/{i}.jpg": jpeg(10 + i) for i in range(2)})
+    pack(tree, tmp_path / "out", options)
+    grow(tree, {f"val/rose/rust/{i}.jpg": jpeg(20 + i) for i in range(2)})
+    pack(tree, tmp_path / "out", options)
+    pack(tree, tmp_path / "fresh", options)
+    assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
+    assert verify(tmp_path / "out", deep=True).findings == ()
+
+
 @pytest.mark.parametrize(
     ("limit", "stops"), [(MaxRefused(1), True), (MaxRefused(2), False), (MaxRefused(share=0.5), False)]
 )
