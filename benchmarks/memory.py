@@ -29,7 +29,10 @@ def memory(ready: Ready, workers: int, scratch: Path) -> dict[str, Any]:
             trees.append({"files": files, **_watched(pack_command(source, out, "decode", workers))})
         peak = size_text(trees[-1]["worker_peak_bytes"])
         terminal.say(f"memory: {counted(files, 'file')}, {peak} in the largest worker")
-    return {"check": "decode", "workers": workers, "trees": trees}
+    one, many = trees
+    rate = (many["files"] - one["files"]) / (many["seconds"] - one["seconds"])
+    terminal.say(f"beyond the start of the processes: {rate:,.0f} photos/s")
+    return {"check": "decode", "workers": workers, "trees": trees, "photos_per_second_beyond_start": rate}
 
 
 def multiply(source: Path, out: Path, copies: int) -> int:

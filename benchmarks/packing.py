@@ -180,6 +180,7 @@ def measure(photos: Path, rounds: int, scratch: Path) -> dict[str, Any]:
         found = ratios(figures)
         show(terminal.clean(photos.name), figures, found)
         used = memory(ready, max(workers, 2), Path(folder))  # with one worker there is no process of its own
+        found |= _beyond_start(used, figures)
         jpegs = sum((ready.members / name).stat().st_size for name in ready.names(("jpg",)))
     return {
         "photos": photos.name,
@@ -189,6 +190,12 @@ def measure(photos: Path, rounds: int, scratch: Path) -> dict[str, Any]:
         "ratios": found,
         "memory": used,
     }
+
+
+def _beyond_start(used: dict[str, Any], figures: Sequence[Figure]) -> dict[str, float]:
+    """The decoding pack over the decoder, when neither waits for processes to start."""
+    decoder = next(median(figure.rates) for figure in figures if figure.name == "decoder")
+    return {"decode_beyond_start_over_decoder": round(used["photos_per_second_beyond_start"] / decoder, 3)}
 
 
 def _conditions(

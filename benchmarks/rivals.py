@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from shardtool.photo import Check
     from shardtool.plan import Plan
 
+SMALL_SHARDS = 16_000_000  # bytes
 ENDINGS = ("jpg", "cls", "json")  # the members of a sample, in the order of our shards
 
 
@@ -35,7 +36,9 @@ def pack_tree(source: Path, out: Path, check: Check, workers: int) -> None:
     """The whole pack: plan, scan, checksums, shards, sidecars, report, dataset.json, all synced."""
     from shardtool.pack import PackOptions, pack
 
-    pack(source, out, PackOptions(check=check), workers=workers)
+    # several workers want several shards, as a tree of many gigabytes gives them
+    options = PackOptions(check=check) if workers == 1 else PackOptions(SMALL_SHARDS, check=check)
+    pack(source, out, options, workers=workers)
 
 
 def plan_tree(source: Path) -> Plan:
@@ -190,7 +193,8 @@ def _timed(work: Callable[[Path], None]) -> Callable[[Path], Lap]:
 
 def pack_command(source: Path, out: Path, check: Check, workers: int) -> list[str]:
     """The same pack as a command."""
-    options = ["--out", str(out), "--check", check, "--workers", str(workers), "--json"]
+    size = [] if workers == 1 else ["--shard-size", str(SMALL_SHARDS)]
+    options = ["--out", str(out), "--check", check, "--workers", str(workers), "--json", *size]
     return [sys.executable, "-c", "from shardtool.cli import main; main()", "pack", str(source), *options]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from shardtool import jpeg
-from shardtool.similar import look
+from shardtool.similar import LOOK_SIDE, look
 
 Check = Literal["decode", "header"]
 Reason = Literal[
@@ -93,7 +93,8 @@ def encode(data: bytes, check: Check = "decode", rules: Rules = KEEP) -> Encoded
     photo = _kept(data, rules) or _changed(data, check, rules)
     if check == "header":
         return photo
-    return replace(photo, look=look(_decoded(photo.data)))
+    seen = look(_decoded(photo.data))
+    return Encoded(photo.data, photo.width, photo.height, photo.rule, photo.progressive, seen)
 
 
 def _kept(data: bytes, rules: Rules) -> Encoded | None:
@@ -204,10 +205,12 @@ def _opened(data: bytes) -> Image.Image:
 
 
 def _decoded(data: bytes) -> NDArray[np.uint8]:
-    """The grey pixels [H, W]: all coefficients are read, so what is damaged fails here as it would in
-    training, and the colours, which nobody looks at, are not made."""
+    """The grey pixels [H, W], as few as `look` needs: all coefficients are read, so what is damaged fails
+    here as it would in training; colours and sizes that nobody looks at are not made."""
+    side = LOOK_SIDE
     try:
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colorspace="GRAY")[:, :, 0]
+        decoded = simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=side, min_width=side)
+        pixels: NDArray[np.uint8] = decoded[:, :, 0]
     except ValueError as error:
         raise Refused("damaged", str(error)) from None
     return pixels

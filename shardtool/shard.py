@@ -149,9 +149,6 @@ def _write(file: BinaryIO, pieces: Iterable[memoryview]) -> str:
 def _pieces(job: ShardJob) -> Iterator[memoryview]:
     """The shard's bytes. A piece is valid until the one after the next is asked for."""
     photos = job.plan.photos
-    samples = list(
-        map(_Sample._make, zip(*(photos.column(name).to_pylist() for name in _Sample._fields), strict=True))
-    )
     sizes = sample_sizes(photos, job.taxonomy)
     annotations = Annotations(job.taxonomy)
     rooms = [bytearray(), bytearray()]
@@ -161,9 +158,14 @@ def _pieces(job: ShardJob) -> Iterator[memoryview]:
         if len(room) < wanted:
             room = rooms[number % 2] = bytearray(max(wanted, PIECE))
         piece = memoryview(room)[:wanted]
-        _fill(job, samples[start:stop], annotations, piece)
+        _fill(job, _samples(photos.slice(start, stop - start)), annotations, piece)
         yield piece
     yield memoryview(tar.ending(int(sizes.sum())))
+
+
+def _samples(photos: pa.Table) -> list[_Sample]:
+    columns = (photos.column(name).to_pylist() for name in _Sample._fields)
+    return list(map(_Sample._make, zip(*columns, strict=True)))
 
 
 def _cuts(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:

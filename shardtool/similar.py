@@ -22,6 +22,9 @@ Rows = NDArray[np.int64]
 Waves = NDArray[np.float64]
 
 LOOK_BYTES = 16
+# Pixels that a side should have. Among the sizes that a codec decodes to (eighths), 96 and more find changed
+# photos as well as all pixels do (98-99.9 %); with 64, 95 % of those cropped by 2 %, with 48, 90 %.
+LOOK_SIDE = 96
 NO_LOOK = b""  # of a photo with too little texture: everything plain looks alike
 
 # How many of the 128 signs may differ. Of 1,000 real photos, changed and saved again at quality 75, this
