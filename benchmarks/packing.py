@@ -193,9 +193,13 @@ def measure(photos: Path, rounds: int, scratch: Path) -> dict[str, Any]:
 
 
 def _beyond_start(used: dict[str, Any], figures: Sequence[Figure]) -> dict[str, float]:
-    """The decoding pack over the decoder, when neither waits for processes to start."""
+    """The decoding pack, and its check of the photos alone, over the decoder, when neither waits for
+    processes to start."""
     decoder = next(median(figure.rates) for figure in figures if figure.name == "decoder")
-    return {"decode_beyond_start_over_decoder": round(used["photos_per_second_beyond_start"] / decoder, 3)}
+    return {
+        f"decode_{name}_beyond_start_over_decoder": round(rate / decoder, 3)
+        for name, rate in used["photos_per_second_beyond_start"].items()
+    }
 
 
 def _conditions(

@@ -1,17 +1,18 @@
 """One shard: its plan -> the tar and its sidecar; an independent job, the same bytes wherever it runs.
 
 A plain photo is read from disk straight to its place behind its header, in a piece of the shard of about
-PIECE bytes. While one piece is being filled, another thread writes and hashes the one before.
+PIECE bytes. While one piece is being filled, the one before is written and hashed, side by side.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -25,10 +26,11 @@ from shardtool.paths import path_text
 from shardtool.photo import Refused, Rules, encode
 from shardtool.scan import column, content_digest
 from shardtool.source import Source
-from shardtool.store import Folder
+from shardtool.store import Folder, LocalFolder
 from shardtool.taxonomy import Taxonomy
 
 PIECE = 4 << 20
+SYNC_BYTES = 32 << 20
 _SHA256 = b"shardtool.sha256"
 
 
@@ -59,7 +61,7 @@ class ShardJob:
 def write_shard(job: ShardJob) -> ShardEntry:
     """Write one shard and its sidecar. Raises SourceChanged, NoSpace, StorageError."""
     with job.out.create(job.tar) as file:
-        sha256 = _write(file, _pieces(job))
+        sha256 = _write(file, _pieces(job), file.fileno() if isinstance(job.out, LocalFolder) else None)
         assert file.tell() == job.plan.size, (file.tell(), job.plan.size)
     sidecar = _sidecar(job, sha256)
     with job.out.create(job.sidecar) as file:
@@ -127,22 +129,26 @@ class _Sample(NamedTuple):
     rule: str
 
 
-def _write(file: BinaryIO, pieces: Iterable[memoryview]) -> str:
-    """Write all pieces, one behind; returns their SHA-256."""
-    sha256 = hashlib.sha256()
+def _write(file: BinaryIO, pieces: Iterable[memoryview], descriptor: int | None) -> str:
+    """Write and hash all pieces, each while the next one is being filled; returns their SHA-256.
 
-    def put(piece: memoryview) -> None:
-        file.write(piece)
-        sha256.update(piece)
-
-    earlier: Future[None] | None = None
-    with ThreadPoolExecutor(1) as thread:
+    What is written of a local file (`descriptor`) goes to the disk meanwhile, so that its last sync is short.
+    """
+    sha256, unsynced = hashlib.sha256(), 0
+    earlier: list[Future[Any]] = []
+    syncing: Future[None] | None = None
+    with ThreadPoolExecutor(3) as threads:
         for piece in pieces:
-            if earlier is not None:
-                earlier.result()
-            earlier = thread.submit(put, piece)
-    if earlier is not None:
-        earlier.result()
+            for future in earlier:
+                future.result()
+            earlier = [threads.submit(file.write, piece), threads.submit(sha256.update, piece)]
+            unsynced += len(piece)
+            if descriptor is not None and unsynced >= SYNC_BYTES and (syncing is None or syncing.done()):
+                if syncing is not None:
+                    syncing.result()  # a disk that has failed once is not asked again
+                syncing, unsynced = threads.submit(os.fdatasync, descriptor), 0
+    for future in (*earlier, *filter(None, [syncing])):
+        future.result()
     return sha256.hexdigest()
 
 
