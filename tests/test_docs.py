@@ -56,6 +56,44 @@ def test_the_readme_table_is_the_measured_one() -> None:
     assert {"hardware", "versions", "commands"} <= set(results)
 
 
+PACKING_ROWS = {
+    "write": "shardtool: shards, sidecars, checksums, fsync",
+    "GNU tar": "GNU tar, the same members, fsync",
+    "tarfile": "Python's tarfile, the same",
+    "webdataset": "webdataset's writer, the same",
+    "pack header": "`pack --check header`, planning and all",
+    "pack decode": "`pack --check decode`, two workers, their start and all",
+}
+
+
+def packing_table(results: dict[str, Any]) -> str:
+    """The README's table of packing speed from the JSON of `python -m benchmarks.packing`."""
+    trees = results["trees"]
+    sizes = [f"{tree['jpeg_bytes'] / tree['samples'] / 1000:.0f} kB" for tree in trees]
+    lines = [f"| photos/s | {' | '.join(sizes)} |", "|---|---:|---:|"]
+    figures = [{figure["name"]: figure for figure in tree["figures"]} for tree in trees]
+    for name, words in PACKING_ROWS.items():
+        rates = (each[name]["photos_per_second"]["median"] for each in figures)
+        lines.append(f"| {words} | {' | '.join(f'{rate:,.0f}' for rate in rates)} |")
+    return "\n".join(lines)
+
+
+def test_the_packing_table_is_the_measured_one() -> None:
+    results = json.loads((ROOT / "benchmarks" / "results" / "packing.json").read_text())
+    shown = re.search(r"<!-- packing:begin.*?-->\n(.*?)\n?<!-- packing:end -->", README, re.DOTALL)
+    assert shown is not None
+    assert shown[1].strip() == packing_table(results)
+    small, large = (tree["ratios"] for tree in results["trees"])
+    assert f"{large['write_over_tar']:.1f} to {small['write_over_tar']:.1f} times" in README
+    checks = [ratios["decode_check_beyond_start_over_decoder"] for ratios in (small, large)]
+    assert f"{checks[0]:.2f} and {checks[1]:.2f} of the decoder's own speed" in README
+    peak = max(run["worker_peak_bytes"] for tree in results["trees"] for run in tree["memory"]["trees"])
+    assert f"{peak / 1e6:.0f} MB a worker" in README
+    slowest = max(plan["seconds"] for plan in results["plans"])
+    most = max(plan["peak_bytes"] for plan in results["plans"])
+    assert f"ten million photos in {slowest:.0f} seconds and {most / 1e9:.1f} GB" in README
+
+
 def test_the_small_recipe_has_as_many_parameters_as_the_readme_says() -> None:
     taxonomy = Taxonomy(("A", "B"), (("x",), ("x", "y")))
     model = HierarchicalModel(load_recipe("small").model, taxonomy)
