@@ -18,14 +18,13 @@ from time import perf_counter
 
 import numpy as np
 
-from shardtool import card
 from shardtool.errors import DamagedManifest, NoSpace, ResumeRefused, UsageError, UserError
 from shardtool.executor import engine, ordered
 from shardtool.index import DATASET_FILE, Manifest, ShardEntry, open_manifest
 from shardtool.plan import DEFAULTS, MaxRefused, PackOptions, Place, Plan, plan_pack
 from shardtool.progress import OpenProgress, silent
 from shardtool.quality import shuffle_quality
-from shardtool.report import report_files
+from shardtool.report import card, report_files
 from shardtool.scan import SPLITS, Scan
 from shardtool.shard import find_shard, rehearse, write_shard
 from shardtool.similar import NearPair

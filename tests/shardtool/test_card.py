@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from shardtool.card import SPECIES_LISTED, croissant, dataset_card, markdown
 from shardtool.index import Manifest, ShardEntry, open_manifest, open_split
+from shardtool.report.card import SPECIES_LISTED, croissant, dataset_card, markdown
 from shardtool.taxonomy import Taxonomy
 from shardtool.text import plain
 

@@ -24,12 +24,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shardtool.card import MARK
 from shardtool.errors import NoSpace, ResumeRefused, SourceChanged, UsageError, UserError
 from shardtool.files import exclusive
 from shardtool.index import open_manifest, open_split
 from shardtool.pack import MaxRefused, Packed, PackOptions, pack
 from shardtool.progress import Advance, OpenProgress
+from shardtool.report.card import MARK
 from shardtool.select import duplicates
 from shardtool.shard import PIECE
 from shardtool.store import LocalFolder

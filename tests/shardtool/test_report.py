@@ -21,16 +21,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from shardtool.classes import CLASS_THUMBNAILS, class_flags
 from shardtool.index import Manifest, ShardEntry
 from shardtool.pack import Packed, PackOptions, pack
 from shardtool.photo import Refused
-from shardtool.plot import nice_step
 from shardtool.quality import ShuffleQuality
 from shardtool.report import report_files
+from shardtool.report.classes import CLASS_THUMBNAILS, class_flags
+from shardtool.report.plot import nice_step
+from shardtool.report.thumbnail import Read, thumbnail
 from shardtool.similar import NearPair
 from shardtool.taxonomy import Taxonomy
-from shardtool.thumbnail import Read, thumbnail
 from tests.kinds import Grow, Jpeg
 
 HOSTILE = [

@@ -11,17 +11,20 @@ import cv2
 import numpy as np
 import pytest
 
-from shardtool import canvas, leaves, lesions, scene
 from shardtool.specimens import (
     DISEASE_LIMIT,
     FORMS,
     KINDS,
     SPECIES_LIMIT,
     SpecimenPlan,
+    canvas,
     class_images,
     disease_name,
     draw,
     jobs,
+    leaves,
+    lesions,
+    scene,
     species_name,
     write_specimens,
 )

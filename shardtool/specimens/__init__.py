@@ -20,11 +20,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from shardtool.canvas import Colour
 from shardtool.executor import ordered, processes
-from shardtool.leaves import leaf
-from shardtool.lesions import Disease
-from shardtool.scene import photograph
+from shardtool.specimens.canvas import Colour
+from shardtool.specimens.leaves import leaf
+from shardtool.specimens.lesions import Disease
+from shardtool.specimens.scene import photograph
 
 SPLITS = ("train", "val")
 JPEG_QUALITY = 90

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from shardtool.markup import text
+from shardtool.report.markup import text
 
 
 def nice_step(top: float) -> int:

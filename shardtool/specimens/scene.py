@@ -15,7 +15,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from shardtool.canvas import (
+from shardtool.specimens.canvas import (
     Colour,
     Picture,
     Plane,
@@ -32,8 +32,8 @@ from shardtool.canvas import (
     scaled,
     strokes,
 )
-from shardtool.leaves import RIM, Anatomy, Leaf, rotation
-from shardtool.lesions import LESIONS, Disease, Patient
+from shardtool.specimens.leaves import RIM, Anatomy, Leaf, rotation
+from shardtool.specimens.lesions import LESIONS, Disease, Patient
 
 TILE = 512  # side of a surface, from which backgrounds are cut
 

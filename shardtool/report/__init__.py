@@ -15,18 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from shardtool import markup
-from shardtool.classes import classes_section
-from shardtool.copies import copies_section
 from shardtool.index import Manifest, ShardEntry
 from shardtool.paths import path_text
-from shardtool.plot import Plot, nice_step
 from shardtool.quality import ShuffleQuality
+from shardtool.report import markup
+from shardtool.report.classes import classes_section
+from shardtool.report.copies import copies_section
+from shardtool.report.plot import Plot, nice_step
+from shardtool.report.thumbnail import Read, picture
 from shardtool.scan import Refusal, Scan
 from shardtool.select import Copies, copies
 from shardtool.similar import NearPair
 from shardtool.text import counted, size_text
-from shardtool.thumbnail import Read, picture
 
 # These bound the page: about 3.5 kB a thumbnail.
 REASON_THUMBNAILS = 24
@@ -127,7 +127,7 @@ def _report_html(read: Read, facts: _Facts) -> str:
         f'<section id="{title.lower()}"><h2>{title}</h2>{content}</section>'
         for title, content in sections.items()
     )
-    style = resources.files("shardtool").joinpath("report.css").read_text(encoding="utf-8")
+    style = resources.files("shardtool.report").joinpath("report.css").read_text(encoding="utf-8")
     return markup.page(
         "Packed dataset",
         f"<header><h1>Packed dataset</h1>"

@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shardtool import markup
 from shardtool.paths import path_text
+from shardtool.report import markup
+from shardtool.report.thumbnail import Read, picture
 from shardtool.scan import SPLITS, Scan
 from shardtool.select import Copies
 from shardtool.similar import NearPair
-from shardtool.thumbnail import Read, picture
 
 PAIRS = 30  # of each list: they bound the page
 

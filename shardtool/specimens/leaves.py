@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.random import Generator
 
-from shardtool.canvas import Colour, Picture, Points, hsv, ramp
+from shardtool.specimens.canvas import Colour, Picture, Points, hsv, ramp
 
 RIM = 240  # points of one outline: enough for the finest serration
 LINE = 8  # points of one vein or stalk

@@ -13,8 +13,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.random import Generator
 
-from shardtool.canvas import Colour, Plane, Points, above, blurred, cloud, filled, mixed, scaled, strokes
-from shardtool.leaves import RIM, Anatomy, xy
+from shardtool.specimens.canvas import (
+    Colour,
+    Plane,
+    Points,
+    above,
+    blurred,
+    cloud,
+    filled,
+    mixed,
+    scaled,
+    strokes,
+)
+from shardtool.specimens.leaves import RIM, Anatomy, xy
 
 Coats = Iterator[tuple[Plane, Colour]]
 

@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from shardtool import markup
 from shardtool.index import Manifest
-from shardtool.plot import Plot, nice_step
 from shardtool.quality import TAIL_PHOTOS
+from shardtool.report import markup
+from shardtool.report.plot import Plot, nice_step
+from shardtool.report.thumbnail import Read, picture
 from shardtool.scan import Scan, column
 from shardtool.text import counted
-from shardtool.thumbnail import Read, picture
 
 # These bound the page: about 3.5 kB a thumbnail.
 CLASS_THUMBNAILS = 360
