@@ -7,6 +7,7 @@ import os
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,17 @@ def memory(ready: Ready, workers: int, scratch: Path) -> dict[str, Any]:
             trees.append({"files": files, **_watched(command), "check_seconds": checked})
         peak = size_text(trees[-1]["worker_peak_bytes"])
         terminal.say(f"memory: {counted(files, 'file')}, {peak} in the largest worker")
-    one, many = trees
-    rates = {
-        name: (many["files"] - one["files"]) / (many[seconds] - one[seconds])
-        for name, seconds in (("pack", "seconds"), ("check", "check_seconds"))
-    }
-    told = ", ".join(f"{name} {rate:,.0f} photos/s" for name, rate in rates.items())
-    terminal.say(f"beyond the start of the processes: {told}")
+    rates = {"pack": beyond_start(trees, "seconds"), "check": beyond_start(trees, "check_seconds")}
+    told = ", ".join(f"{name} {rate:,.0f} photos/s" for name, rate in rates.items() if rate)
+    terminal.say(f"beyond the start of the processes: {told or 'too short to tell'}")
     return {"check": "decode", "workers": workers, "trees": trees, "photos_per_second_beyond_start": rates}
+
+
+def beyond_start(trees: Sequence[dict[str, Any]], seconds: str) -> float | None:
+    """Photos/s of the files that the larger tree has more; None if they took no time that could be seen."""
+    one, many = trees
+    took = many[seconds] - one[seconds]
+    return (many["files"] - one["files"]) / took if took > 0 else None
 
 
 def multiply(source: Path, out: Path, copies: int) -> int:

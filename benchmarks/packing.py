@@ -192,12 +192,12 @@ def measure(photos: Path, rounds: int, scratch: Path) -> dict[str, Any]:
     }
 
 
-def _beyond_start(used: dict[str, Any], figures: Sequence[Figure]) -> dict[str, float]:
+def _beyond_start(used: dict[str, Any], figures: Sequence[Figure]) -> dict[str, float | None]:
     """The decoding pack, and its check of the photos alone, over the decoder, when neither waits for
     processes to start."""
     decoder = next(median(figure.rates) for figure in figures if figure.name == "decoder")
     return {
-        f"decode_{name}_beyond_start_over_decoder": round(rate / decoder, 3)
+        f"decode_{name}_beyond_start_over_decoder": round(rate / decoder, 3) if rate else None
         for name, rate in used["photos_per_second_beyond_start"].items()
     }
 

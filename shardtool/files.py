@@ -7,9 +7,9 @@ import errno
 import fcntl
 import json
 import os
-import secrets
 import socket
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -28,8 +28,7 @@ def atomic(path: Path, synced: bool = True, temporary: Path | None = None) -> It
     name until then; by default it lies beside `path`. Raises NoSpace if the disk is full; the temporary
     file is removed then, as after any error.
     """
-    # a random part: workers in two containers have the same pid
-    temporary = temporary or path.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
+    temporary = temporary or path.with_name(f"{TEMPORARY}{os.getpid()}-{_host()}-{path.name}")
     try:
         with temporary.open("wb") as file:
             yield file
@@ -44,6 +43,11 @@ def atomic(path: Path, synced: bool = True, temporary: Path | None = None) -> It
         if isinstance(error, OSError) and (full := no_space(error, path)):
             raise full from error
         raise
+
+
+def _host() -> str:
+    """This machine, for names of files: workers in two containers can have the same pid."""
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
 
 
 def no_space(error: OSError, where: object) -> NoSpace | None:
