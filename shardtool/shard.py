@@ -137,16 +137,17 @@ def _write(file: BinaryIO, pieces: Iterable[memoryview], descriptor: int | None)
     sha256, unsynced = hashlib.sha256(), 0
     earlier: list[Future[Any]] = []
     syncing: Future[None] | None = None
-    with ThreadPoolExecutor(3) as threads:
+    # a thread for each: the order of the system's calls is then the same every time
+    with ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(1) as hasher, ThreadPoolExecutor(1) as syncer:
         for piece in pieces:
             for future in earlier:
                 future.result()
-            earlier = [threads.submit(file.write, piece), threads.submit(sha256.update, piece)]
+            earlier = [writer.submit(file.write, piece), hasher.submit(sha256.update, piece)]
             unsynced += len(piece)
             if descriptor is not None and unsynced >= SYNC_BYTES and (syncing is None or syncing.done()):
                 if syncing is not None:
                     syncing.result()  # a disk that has failed once is not asked again
-                syncing, unsynced = threads.submit(os.fdatasync, descriptor), 0
+                syncing, unsynced = syncer.submit(os.fdatasync, descriptor), 0
     for future in (*earlier, *filter(None, [syncing])):
         future.result()
     return sha256.hexdigest()
