@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from shardtool.errors import DatasetError, UsageError, UserError
 from shardtool.executor import ordered
+from shardtool.files import LOCK
 from shardtool.foreign import Shard, scan_shard
 from shardtool.index import (
     DATASET_FILE,
@@ -135,8 +136,7 @@ def _tars(folder: Folder, sub: str) -> tuple[str, ...]:
 
 def _pattern(pattern: str, split: str) -> Place:
     # counted first: braceexpand makes the whole list before it gives the first
-    ranges = re.findall(r"\{(\d{1,9})\.\.(\d{1,9})\}", pattern)
-    if math.prod(abs(int(last) - int(first)) + 1 for first, last in ranges) > MAX_SHARDS:
+    if math.prod(map(_choices, re.findall(r"\{([^{}]*)\}", pattern))) > MAX_SHARDS:
         raise UsageError(f"more than {MAX_SHARDS:,} shards", where=shown(pattern))
     try:
         addresses = list(dict.fromkeys(braceexpand(pattern)))
@@ -146,6 +146,13 @@ def _pattern(pattern: str, split: str) -> Place:
     if len(folders) > 1:
         raise UsageError("the shards of one split lie in one folder", where=shown(pattern))
     return Place(split, folders.pop() or ".", tuple(a.rpartition("/")[2][:-4] for a in addresses))
+
+
+def _choices(braces: str) -> int:
+    """How many texts a pair of braces stands for, or more."""
+    if span := re.fullmatch(r"(-?\d+)\.\.(-?\d+)(\.\.-?\d+)?", braces):
+        return abs(int(span[2]) - int(span[1])) + 1
+    return braces.count(",") + 1
 
 
 # --- The whole dataset -------------------------------------------------------------------------
@@ -218,6 +225,10 @@ def _old_manifest(store: Folder, out: str, places: Sequence[Place]) -> Manifest 
     beside = {_address(out), *(_address(f"{out}/{split}") for split in SPLITS)}
     inside = any(_address(place.folder) in beside for place in places)
     begun = bool(open_folder(f"{out.rstrip('/')}/{LOCK_FOLDER}").files())
+    if LOCK in store.files() and not begun:
+        raise UsageError(
+            "a pack lies here that is not finished", where=store, cure="run the same shardtool pack again"
+        )
     if store.is_unclaimed() and not inside and not begun:
         raise UsageError(
             "--out is not empty and was not made by shardtool", where=store, cure="choose another"

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shardtool.errors import UsageError
+from shardtool.errors import DatasetError, UsageError
 from shardtool.index import REPORT_FILE, Refusal, open_dataset, read_photo, where
 from shardtool.paths import path_bytes, path_text
 from shardtool.progress import OpenProgress, silent
@@ -144,5 +144,10 @@ def _refusals(folder: str) -> Iterator[Refusal]:
         report = json.loads(cat(f"{folder.rstrip('/')}/{REPORT_FILE}"))
     except FileNotFoundError:
         return
-    for refusal in report["refusals"]:
-        yield Refusal(refusal["source"], refusal["reason"], refusal["detail"])
+    except ValueError as error:
+        raise DatasetError("report is damaged", where=REPORT_FILE, cure="pack again") from error
+    try:
+        for refusal in report["refusals"]:
+            yield Refusal(refusal["source"], refusal["reason"], refusal["detail"])
+    except (KeyError, TypeError) as error:
+        raise DatasetError("report is damaged", where=REPORT_FILE, cure="pack again") from error

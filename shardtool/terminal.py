@@ -123,6 +123,8 @@ def run(app: typer.Typer, as_json: bool | None = None) -> NoReturn:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     as_json = "--json" in arguments if as_json is None else as_json
+    if sys.stdout is None:  # it was closed by whoever started this
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process lives)
     try:
         status = app(args=arguments, standalone_mode=False)
         if status == Status.INTERRUPTED:  # typer turns Ctrl-C into this status without a word
@@ -139,7 +141,9 @@ def run(app: typer.Typer, as_json: bool | None = None) -> NoReturn:
             traceback.print_exc()
         told = _told(error)
         if as_json:
-            emit(told.as_dict())
+            with contextlib.suppress(OSError):  # it may be stdout that has failed
+                emit(told.as_dict())
+                sys.stdout.flush()
         status = _fail(str(told), told.status)
     sys.exit(int(status or Status.DONE))
 

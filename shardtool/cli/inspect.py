@@ -129,7 +129,9 @@ def cat(
     Example: shardtool cat 68355d246c5b --shards data/shards > photo.jpg
     """
     if sys.stdout.isatty():
-        raise UsageError("a photo is no text for a terminal", cure=f"shardtool cat {key} > photo.jpg")
+        raise UsageError(
+            "a photo is no text for a terminal", cure=f"shardtool cat {key} --shards {shards} > photo.jpg"
+        )
     from shardtool.lookup import find_key, photo_bytes
 
     sys.stdout.buffer.write(photo_bytes(shards, find_key(shards, key)))

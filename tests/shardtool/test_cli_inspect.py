@@ -45,7 +45,7 @@ def test_cat_to_a_terminal_is_status_2_with_the_cure(packed: Path, command: Comm
         os.close(leader)
         os.close(follower)
     assert done.returncode == 2
-    assert "shardtool cat 0 > photo.jpg" in done.stderr
+    assert "shardtool cat 0 --shards " in done.stderr
 
 
 def test_cat_of_an_unknown_key_is_status_2_and_of_a_damaged_photo_status_1(
