@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from shardtool.index import Manifest, ShardEntry
+from shardtool.index import REPORT_FILE, Manifest, ShardEntry
 from shardtool.paths import path_text
 from shardtool.quality import ShuffleQuality
 from shardtool.report import markup
@@ -71,7 +71,7 @@ def report_files(
     """
     facts = _Facts(scan, manifest, shuffle, near, copies(scan))
     return {
-        "report.json": (json.dumps(_report_json(facts), indent=1) + "\n").encode(),
+        REPORT_FILE: (json.dumps(_report_json(facts), indent=1) + "\n").encode(),
         "report.html": _report_html(read, facts).encode(),
     }
 
@@ -142,13 +142,12 @@ def _report_html(read: Read, facts: _Facts) -> str:
 
 
 def _key_figures(scan: Scan, manifest: Manifest, near: Sequence[NearPair]) -> str:
-    entries = [entry for shards in manifest.splits.values() for entry in shards]
     figures = {
-        "photos": f"{sum(entry.samples for entry in entries):,}",
+        "photos": f"{manifest.samples():,}",
         "species": f"{len(manifest.taxonomy.species):,}",
         "classes": f"{manifest.taxonomy.rows:,}",
-        "shards": f"{len(entries):,}",
-        "size": size_text(sum(entry.bytes for entry in entries)),
+        "shards": f"{sum(map(len, manifest.splits.values())):,}",
+        "size": size_text(manifest.bytes()),
         "refused": f"{len(scan.refused):,}",
         "pairs alike": f"{len(near):,}",
     }
@@ -157,16 +156,16 @@ def _key_figures(scan: Scan, manifest: Manifest, near: Sequence[NearPair]) -> st
 
 
 def _splits(manifest: Manifest) -> str:
-    total = sum(entry.samples for shards in manifest.splits.values() for entry in shards)
+    total = manifest.samples()
     return markup.table(
         ("split", "photos", "share", "shards", "bytes", "classes"),
         [
             (
                 name,
-                samples := sum(entry.samples for entry in shards),
+                samples := manifest.samples(name),
                 f"{samples / total:.1%}",
                 len(shards),
-                size_text(sum(entry.bytes for entry in shards)),
+                size_text(manifest.bytes(name)),
                 np.count_nonzero(manifest.class_counts[name]),
             )
             for name, shards in manifest.splits.items()

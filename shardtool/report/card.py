@@ -54,16 +54,12 @@ def dataset_card(manifest: Manifest) -> str:
 
 
 def _counts(manifest: Manifest) -> str:
-    photos, rows = counted(_photos(manifest), "photo"), counted(manifest.taxonomy.rows, "class", "classes")
+    photos, rows = counted(manifest.samples(), "photo"), counted(manifest.taxonomy.rows, "class", "classes")
     return f"{photos} of {len(manifest.taxonomy.species):,} species and {rows} of species and disease"
 
 
-def _photos(manifest: Manifest) -> int:
-    return sum(entry.samples for shards in manifest.splits.values() for entry in shards)
-
-
 def _front_matter(manifest: Manifest) -> Iterator[str]:
-    photos = _photos(manifest)
+    photos = manifest.samples()
     size = next((name for end, name in _SIZES if photos < end), "n>1T")
     yield from ("---", MARK, "task_categories:", "- image-classification", "tags:", "- webdataset", "- image")
     yield from ("size_categories:", f"- {size}")
@@ -85,8 +81,8 @@ Dataset digest (the same digest, the same data): `{manifest.digest}`
 | split | photos | shards | size |
 |---|---:|---:|---:|"""
     for name, shards in manifest.splits.items():
-        size = size_text(sum(entry.bytes for entry in shards))
-        yield f"| {markdown(name)} | {sum(entry.samples for entry in shards):,} | {len(shards):,} | {size} |"
+        size = size_text(manifest.bytes(name))
+        yield f"| {markdown(name)} | {manifest.samples(name):,} | {len(shards):,} | {size} |"
     yield from ("", "## Label space", "", "| id | species | diseases | photos |", "|---:|---|---:|---:|")
     yield from _species_lines(manifest)
     yield _USE.replace("SPLIT", next(iter(manifest.splits)))
