@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardtool.executor import ordered, processes
+from shardtool.files import atomic
 from shardtool.specimens.canvas import Colour
 from shardtool.specimens.leaves import leaf
 from shardtool.specimens.lesions import Disease
@@ -270,6 +271,5 @@ def _replace(path: Path, data: bytes) -> None:
     There is no fsync, which would take longer than the drawing: `_complete` finds what it misses.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    with atomic(path, synced=False, temporary=path.with_name(f".{path.name}.part")) as file:
+        file.write(data)
