@@ -25,12 +25,16 @@ from numpy.typing import NDArray
 
 from benchmarks.gpu import Sampler, Usage
 from shardtool.index import Split
-from train.augment import Pixels, TrainTransform
-from train.data import Batch, Loader, PhotoDataset
-from train.data import decode as decode_photo
+from train.augment import Transform, train_transform
+from train.data import Batch, Loader
+from train.decode import HAS_REGIONS, Box, Pixels, dimensions
+from train.decode import decode as decode_photo
+from train.draws import PROFILES, RAND_AUGMENT_STREAM, Plan, draw, generator
+from train.fused import apply
 from train.meter import Meter
 from train.model import HierarchicalModel
 from train.order import EpochOrder, blocks, epoch_order
+from train.randaugment import rand_augment
 from train.recipe import Recipe, StageSpec
 from train.step import Step
 
@@ -114,13 +118,13 @@ class Bench:
         return (whole or list(self.recipe.stages))[-1]
 
     @cached_property
-    def transform(self) -> TrainTransform:
-        return TrainTransform(self.recipe.augment, self.recipe.model.image_size, self.recipe.seed)
+    def transform(self) -> Transform:
+        return train_transform(self.recipe.augment, self.recipe.model.image_size, self.recipe.seed)
 
-    @cached_property
+    @property
     def side(self) -> int:
         """Pixels that the decoder is asked for."""
-        return PhotoDataset(self.split, self.transform).side
+        return self.recipe.model.image_size
 
     @cached_property
     def photos(self) -> list[bytes]:
@@ -128,9 +132,18 @@ class Bench:
         return self.split.read(_random(self.split, PHOTOS))
 
     @cached_property
-    def pixels(self) -> list[Pixels]:
-        """The same photos, decoded."""
-        return [decode_photo(photo, self.side) for photo in self.photos]
+    def crops(self) -> list[tuple[bytes, Plan, Pixels]]:
+        """The same photos, each with a plan of what to do to it, and its crop decoded."""
+        found = []
+        for number, photo in enumerate(self.photos):
+            plan = self.plan(photo, number)
+            found.append((photo, plan, decode_photo(photo, self.side, plan.box)[0].copy()))
+        return found
+
+    def plan(self, photo: bytes, number: int) -> Plan:
+        """How the recipe's profile augments copy `number` of a photo."""
+        profile, numbers = PROFILES[self.recipe.augment.profile], generator(self.recipe.seed, 0, 0, number)
+        return draw(profile, self.side, *dimensions(photo), numbers)
 
 
 Earlier = Mapping[str, Measurement]
@@ -259,35 +272,44 @@ def shard_read(bench: Bench, earlier: Earlier) -> Measurement:
 
 
 def decode(bench: Bench, earlier: Earlier) -> Measurement:
-    """JPEG bytes in memory to pixels, as small as the recipe allows."""
-    photos = itertools.cycle(bench.photos)
+    """JPEG bytes in memory to the pixels of a crop, as small as the recipe allows."""
+    crops = itertools.cycle(bench.crops)
 
     def unit() -> int:
-        for photo in itertools.islice(photos, UNIT):
-            decode_photo(photo, bench.side)
+        for photo, plan, _ in itertools.islice(crops, UNIT):
+            decode_photo(photo, bench.side, plan.box)
         return UNIT
 
     with _one_core():
         rates, images = _repeat(unit, bench.effort)
+    whole = "" if HAS_REGIONS else " (whole photos: train/_jpeg.c is not built)"
     how = (
-        f"JPEG to RGB of at least {bench.side} px (as far as the photo has them), {len(bench.photos)} photos"
+        f"JPEG to RGB, crops of at least {bench.side} px (as far as the photo has them), "
+        f"{len(bench.photos)} photos{whole}"
     )
     return Measurement("decode", "one core", rates, images, how)
 
 
 def augment(bench: Bench, earlier: Earlier) -> Measurement:
-    """The recipe's augmentation of decoded photos, each time with other random numbers."""
-    photos = itertools.cycle(bench.pixels)
-    numbers = itertools.count()
+    """The recipe's augmentation of decoded crops, each time with other random numbers."""
+    crops, numbers = itertools.cycle(bench.crops), itertools.count()
+    out = np.empty((bench.side, bench.side, 3), dtype=np.uint8)
+    then = rand_augment(bench.recipe.augment)
 
     def unit() -> int:
-        for pixels in itertools.islice(photos, UNIT):
-            bench.transform(pixels, 0, next(numbers), 0)
+        for photo, first, pixels in itertools.islice(crops, UNIT):
+            number = next(numbers)
+            plan = bench.plan(photo, number)._replace(
+                left=first.left, top=first.top, width=first.width, height=first.height
+            )
+            apply(plan, pixels, Box(0, 0, pixels.shape[1], pixels.shape[0]), out)
+            if then is not None:
+                then(out, generator(bench.recipe.seed, 0, 0, number, RAND_AUGMENT_STREAM))
         return UNIT
 
     with _one_core():
         rates, images = _repeat(unit, bench.effort)
-    how = f"profile {_augmentation(bench.recipe)}, to {bench.recipe.model.image_size} px"
+    how = f"profile {_augmentation(bench.recipe)}, to {bench.side} px, fused"
     return Measurement("augment", "one core", rates, images, how)
 
 
@@ -383,7 +405,7 @@ class Trainee:
 
 def _train(step: Trainee, batches: Iterator[Batch], order: EpochOrder, bench: Bench) -> dict[str, Any]:
     """Train for the time of a trial; what the training's own meter says."""
-    meter = Meter(order)
+    meter = Meter(order.steps, len(order.samples))
     waited = meter.timed(batches)
     while time.monotonic() - meter.start < bench.effort.trial_seconds:
         for batch in _round(bench, waited):
@@ -445,14 +467,15 @@ def _noise(bench: Bench, batch: int) -> Batch:
     size, split = bench.recipe.model.image_size, bench.split
     samples = _random(split, batch)
     images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
+    species, disease = split.labels(samples)
     noise = Batch(
         torch.from_numpy(images),
-        torch.from_numpy(split.species[samples].astype(np.int64)),
-        torch.from_numpy(split.disease[samples]),
+        torch.from_numpy(species),
+        torch.from_numpy(disease),
         torch.from_numpy(samples),
         0,
     )
-    return noise.pin_memory() if bench.device.type == "cuda" else noise
+    return noise.map(torch.Tensor.pin_memory) if bench.device.type == "cuda" else noise
 
 
 def _instead(bench: Bench, batch: int) -> str:

@@ -1,7 +1,8 @@
 """The index of packed shards: Parquet sidecars on disk, numpy columns in memory, checked reads.
 
-`Split` holds 28 bytes a sample and no Python object a sample; it is pickled to workers or inherited by
-them. `Split.read` gives exactly the bytes that were packed or raises CorruptSample.
+`Split` holds 14 bytes a sample (see shardtool.columns) and no Python object a sample; workers inherit it or
+are sent it, and share its memory. `Split.read` gives exactly the bytes that were packed or raises
+CorruptSample.
 """
 
 from __future__ import annotations
@@ -13,24 +14,34 @@ import json
 import os
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import google_crc32c
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from shardtool import __version__
+from shardtool import __version__, columns
+from shardtool.columns import Columns
 from shardtool.errors import CorruptSample, DamagedManifest, DatasetError, UsageError
+from shardtool.executor import ordered
+from shardtool.local import LocalShards
+from shardtool.quality import ShuffleQuality
+from shardtool.remote import RemoteShards
 from shardtool.store import cat, exists, is_remote, shown, sizes
+from shardtool.tar import BLOCK
 from shardtool.taxonomy import Taxonomy
 
 FORMAT = 1
 DATASET_FILE = "dataset.json"
 REPORT_FILE = "report.json"
+PROBED = 1000  # shards of which a photo is read when a split is opened
+# Sidecars read side by side: behind a URL each is a round trip; here, a thread costs some 15 MB that stay.
+REMOTE_SIDECARS, LOCAL_SIDECARS = 8, 2
 
 _CURE = "run shardtool verify, then pack again or fetch it again"
 
@@ -61,16 +72,19 @@ def sidecar_bytes(table: pa.Table, sha256: str, labels: str = "") -> bytes:
     return out.getvalue()
 
 
-def read_sidecar(data: bytes, where: str) -> pa.Table:
-    """The inverse of `sidecar_bytes`. Raises DatasetError for a damaged or foreign file."""
+def read_sidecar(data: bytes, where: str, names: Sequence[str] | None = None) -> pa.Table:
+    """The inverse of `sidecar_bytes`, or only the columns `names` of it.
+
+    Raises DatasetError for a damaged or foreign file.
+    """
     try:
         # not read_table: its thread pool now and then aborts a process that ends right afterwards
-        table = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
+        file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
+        if file.schema_arrow.names != SIDECAR.names:
+            raise DatasetError("not a shardtool sidecar", where=where, cure="pack again")
+        return file.read(names, use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise DatasetError("damaged sidecar", where=where, cure="pack again") from error
-    if table.schema.names != SIDECAR.names:
-        raise DatasetError("not a shardtool sidecar", where=where, cure="pack again")
-    return table
 
 
 @dataclass(frozen=True)
@@ -89,7 +103,8 @@ class Manifest:
     """dataset.json: what is in a packed dataset. It is written last; without it there is no dataset.
 
     `bases` says of each split whose shards do not lie beside their sidecars where they are: a path,
-    relative to the split's folder, or a URL.
+    relative to the split's folder, or a URL. `shuffle` says how well the photos of each split are mixed as
+    they lie; datasets of earlier versions and indexes of foreign shards do not say it.
     """
 
     taxonomy: Taxonomy
@@ -99,6 +114,7 @@ class Manifest:
     tool: str
     digest: str
     bases: dict[str, str] = field(default_factory=dict)
+    shuffle: dict[str, ShuffleQuality] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -108,11 +124,17 @@ class Manifest:
         class_counts: Mapping[str, NDArray[np.int64]],
         options: dict[str, Any],
         bases: dict[str, str] | None = None,
+        shuffle: Mapping[str, ShuffleQuality] | None = None,
     ) -> Manifest:
         """The manifest of shards that this version has just written or indexed."""
         counts = {split: rows.tolist() for split, rows in class_counts.items()}
-        digest = dataset_digest(taxonomy, splits)
-        return cls(taxonomy, splits, counts, options, f"shardtool {__version__}", digest, bases or {})
+        digest, tool = dataset_digest(taxonomy, splits), f"shardtool {__version__}"
+        # the last digits of logarithms differ between processors, dataset.json must not
+        mixed = {
+            split: replace(quality, distinct=round(quality.distinct, 2), expected=round(quality.expected, 2))
+            for split, quality in (shuffle or {}).items()
+        }
+        return cls(taxonomy, splits, counts, options, tool, digest, bases or {}, mixed)
 
     @property
     def indexed(self) -> bool:
@@ -138,6 +160,7 @@ class Manifest:
                 "bytes": self.bytes(name),
                 "class_counts": self.class_counts[name],
                 **({"base": self.bases[name]} if name in self.bases else {}),
+                **({"shuffle": vars(self.shuffle[name])} if name in self.shuffle else {}),
                 "shards": [vars(shard) for shard in shards],
             }
             for name, shards in self.splits.items()
@@ -164,6 +187,11 @@ class Manifest:
             value["tool"],
             value["digest"],
             {name: split["base"] for name, split in value["splits"].items() if "base" in split},
+            {
+                name: ShuffleQuality(**split["shuffle"])
+                for name, split in value["splits"].items()
+                if "shuffle" in split
+            },
         )
 
 
@@ -263,89 +291,119 @@ def where(split: str, shard: str, key: str, offset: int) -> str:
 class Split:
     """The samples of one split, as columns; sample ids are positions in these columns.
 
-    shard      int32  [n]  index into `shards`
-    offset     int64  [n]  of the JPEG in its shard
+    firsts     int64  [shards + 1]  first sample of each of `shards`, and last the number of samples
+    start      uint32 [n]  where the JPEG starts in its shard, in blocks of 512 bytes
     size       int32  [n]  bytes of the JPEG
     crc32c     uint32 [n]  looked at only with `check`
-    species    int32  [n]  species id
-    row        int32  [n]  taxonomy row of (species, disease)
+    row        uint16 [n]  taxonomy row of (species, disease); int32 where there are more rows
 
-    `folder` holds the sidecars, `place` the shards: see Dataset.
+    `index_digest` is over the columns: with the same one, a sample id is the same photo. `folder` holds the
+    sidecars, `place` the shards: see Dataset.
     """
 
     folder: str
     place: str
     name: str
     shards: tuple[str, ...]
-    shard: NDArray[np.int32]
-    offset: NDArray[np.int64]
+    firsts: NDArray[np.int64]
+    start: NDArray[np.uint32]
     size: NDArray[np.int32]
     crc32c: NDArray[np.uint32]
-    species: NDArray[np.int32]
-    row: NDArray[np.int32]
+    row: NDArray[np.integer[Any]]
     taxonomy: Taxonomy
     digest: str
+    index_digest: str
+    files: LocalShards | RemoteShards = field(repr=False)
     check: bool = True
-    _files: dict[int, int] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
-        return len(self.offset)
+        return len(self.start)
+
+    # Whole columns that follow from the others, made at each use: for a batch use `labels`.
+
+    @property
+    def shard(self) -> NDArray[np.int32]:
+        """Index into `shards` of each sample, int32 [n]."""
+        return np.repeat(np.arange(len(self.shards), dtype=np.int32), np.diff(self.firsts))
+
+    @property
+    def offset(self) -> NDArray[np.int64]:
+        """Byte at which each JPEG starts in its shard, int64 [n]."""
+        return self.start.astype(np.int64) * BLOCK
+
+    @property
+    def species(self) -> NDArray[np.int32]:
+        """Species id, int32 [n]."""
+        species: NDArray[np.int32] = self.taxonomy.row_species.astype(np.int32)[self.row]
+        return species
 
     @property
     def disease(self) -> NDArray[np.int64]:
         """Disease id inside the species, int64 [n]."""
-        return self.row - self.taxonomy.offsets[self.species]
+        return self.taxonomy.ids(self.row)[1]
 
     @property
     def class_counts(self) -> NDArray[np.int64]:
         """Samples of each taxonomy row, int64 [rows]."""
         return np.bincount(self.row, minlength=self.taxonomy.rows)
 
+    def labels(
+        self, samples: Sequence[int] | NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Species ids and disease ids (inside the species) of the given sample ids, int64 both."""
+        return self.taxonomy.ids(self.row[np.asarray(samples, dtype=np.int64)])
+
     def where(self, sample: int) -> str:
         """Shard, key and offset of a sample, for messages."""
-        shard = self.shards[self.shard[sample]]
-        return where(self.name, shard, self.entry(sample)["key"], int(self.offset[sample]))
+        shard, offset, _ = self._requests([sample])[0]
+        return where(self.name, self.shards[shard], self.entry(sample)["key"], offset)
 
     def entry(self, sample: int) -> dict[str, Any]:
         """The sidecar's row of a sample; reads the sidecar again, so not for the hot path."""
-        path = f"{self.folder}/{self.shards[self.shard[sample]]}.parquet"
-        first = int(np.searchsorted(self.shard, self.shard[sample]))
-        row: dict[str, Any] = read_sidecar(_fetch(path), path).slice(sample - first, 1).to_pylist()[0]
+        shard = self._requests([sample])[0][0]
+        path, place = f"{self.folder}/{self.shards[shard]}.parquet", sample - int(self.firsts[shard])
+        row: dict[str, Any] = read_sidecar(_fetch(path), path).slice(place, 1).to_pylist()[0]
         return row
 
     def read(self, samples: Sequence[int] | NDArray[np.int64]) -> list[bytes]:
-        """JPEG bytes of the given sample ids, in their order. Raises CorruptSample."""
-        return [self._read(int(sample)) for sample in samples]
+        """JPEG bytes of the given sample ids, in their order.
 
-    def _read(self, sample: int) -> bytes:
-        shard, size, offset = int(self.shard[sample]), int(self.size[sample]), int(self.offset[sample])
-        if is_remote(self.place):
-            data = _fetch(f"{self.place}/{self.shards[shard]}.tar", offset, offset + size)
-        else:
-            data = os.pread(self._descriptor(shard), size, offset)
-        if wrong := photo_fault(data, size, int(self.crc32c[sample]) if self.check else None):
-            raise CorruptSample(wrong, where=self.where(sample), cure=_CURE)
-        return data
+        Raises CorruptSample; DatasetError and StorageError for shards that are gone or cannot be reached.
+        """
+        requests = self._requests(samples)
+        photos = self.files.read_many(requests)
+        checksums = self.crc32c[np.asarray(samples, dtype=np.int64)].tolist()
+        for sample, (_, _, size), checksum, data in zip(samples, requests, checksums, photos, strict=True):
+            if wrong := photo_fault(data, size, checksum if self.check else None):
+                raise CorruptSample(wrong, where=self.where(int(sample)), cure=_CURE)
+        return photos
 
-    def _descriptor(self, shard: int) -> int:
-        if shard not in self._files:
-            path = os.path.join(self.place, self.shards[shard] + ".tar")
-            try:
-                self._files[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError as error:
-                raise DatasetError("file is missing", where=path, cure="pack again") from error
-        return self._files[shard]
+    def announce(self, samples: Sequence[int] | NDArray[np.int64]) -> None:
+        """Say that these samples will be read soon: a disk fetches them meanwhile."""
+        if isinstance(self.files, LocalShards):
+            self.files.announce(self._requests(samples))
+
+    def _requests(self, samples: Sequence[int] | NDArray[np.int64]) -> list[tuple[int, int, int]]:
+        """Shard number, offset and bytes of each sample."""
+        ids = np.asarray(samples, dtype=np.int64)
+        shard = np.searchsorted(self.firsts, ids, side="right") - 1
+        offset = self.start[ids].astype(np.int64) * BLOCK
+        return list(zip(shard.tolist(), offset.tolist(), self.size[ids].tolist(), strict=True))
 
     def __getstate__(self) -> dict[str, Any]:
-        # descriptors belong to this process: another one opens its own
-        return {**self.__dict__, "_files": {}}
+        # another process maps the file that this one has mapped
+        return {name: columns.dismount(value) for name, value in self.__dict__.items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({name: columns.mount(value) for name, value in state.items()})
 
 
 def open_split(folder: str, check: bool = True) -> Split:
-    """Open DATASET/SPLIT, local or any fsspec URL; every shard is checked to be there in its size.
+    """Open DATASET/SPLIT, local or any fsspec URL; every shard is checked to be there in its size, every
+    sidecar to be the one that dataset.json lists.
 
     Photos without a known checksum are read unchecked. Raises UsageError (nothing there) and DatasetError
-    (missing, cut or exchanged shards).
+    (missing, cut or exchanged shards: of each, or of PROBED evenly spread ones, a photo is read).
     """
     folder = folder.rstrip("/")
     root, _, name = folder.rpartition("/")
@@ -363,25 +421,65 @@ def open_split(folder: str, check: bool = True) -> Split:
         )
     entries, place = manifest.splits[name], dataset.shards(name)
     check_shards(place, entries)
-    tables = [open_sidecar(folder, entry) for entry in entries]
-    table = pa.concat_tables(tables) if tables else SIDECAR.empty_table()
-    species = table.column("species_id").to_numpy()
-    crc32c = table.column("crc32c")
-    return Split(
+    shards, found = tuple(entry.name for entry in entries), _columns(folder, entries, manifest.taxonomy)
+    split = Split(
         folder=folder,
         place=place,
         name=name,
-        shards=tuple(entry.name for entry in entries),
-        shard=np.repeat(np.arange(len(entries), dtype=np.int32), [entry.samples for entry in entries]),
-        offset=table.column("offset").to_numpy(),
-        size=table.column("size").to_numpy().astype(np.int32),
-        crc32c=pc.fill_null(crc32c, 0).to_numpy(),
-        species=species,
-        row=manifest.taxonomy.row(species, table.column("disease_id").to_numpy()).astype(np.int32),
+        shards=shards,
+        firsts=np.cumsum([0, *(entry.samples for entry in entries)], dtype=np.int64),
+        start=found.start,
+        size=found.size,
+        crc32c=found.crc32c,
+        row=found.row,
         taxonomy=manifest.taxonomy,
         digest=manifest.digest,
-        check=check and crc32c.null_count == 0,
+        index_digest=found.digest,
+        files=(
+            RemoteShards(place, shards, [entry.bytes for entry in entries])
+            if is_remote(place)
+            else LocalShards(place, shards)
+        ),
+        check=check and found.checked,
     )
+    split.read(_probes(split.firsts))
+    return split
+
+
+def _probes(firsts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The first sample of each shard that has one, or of PROBED of them: shards are whole records, so one of
+    another generation often has the same size, but hardly the same photo at the same place."""
+    filled = firsts[:-1][np.diff(firsts) > 0]
+    return filled[:: -(-len(filled) // PROBED) or 1]
+
+
+def _columns(folder: str, entries: Sequence[ShardEntry], taxonomy: Taxonomy) -> Columns:
+    """The columns of a split: decoded from its sidecars, or from the file in which they were kept.
+
+    The sidecars are checked in both cases. Raises DatasetError.
+    """
+    counts = [entry.samples for entry in entries]
+    total, path = sum(counts), columns.kept_at([entry.sidecar_sha256 for entry in entries], taxonomy)
+    large = total >= columns.KEPT_PHOTOS
+    kept = columns.find_kept(path, total, taxonomy) if large else None
+    at_once = REMOTE_SIDECARS if is_remote(folder) else LOCAL_SIDECARS
+    with ThreadPoolExecutor(at_once) as threads:
+        each = partial(ordered, threads, jobs=entries, in_flight=2 * at_once)
+        if kept is not None:
+            for _ in each(partial(_sidecar_data, folder)):
+                pass
+            return kept
+        found = columns.collect(each(partial(_index_columns, folder)), counts, taxonomy)
+    if large:
+        columns.keep(path, found)
+        found = columns.find_kept(path, total, taxonomy) or found
+    return found
+
+
+def _index_columns(folder: str, entry: ShardEntry) -> tuple[str, pa.Table]:
+    """The place of a sidecar, for messages, and the columns of it that the index holds."""
+    where = shown(f"{folder}/{entry.name}.parquet")
+    return where, read_sidecar(_sidecar_data(folder, entry), where, columns.NAMES)
 
 
 def shards_folder(folder: str, base: str) -> str:
@@ -416,6 +514,11 @@ def check_shards(place: str, entries: Sequence[ShardEntry]) -> None:
 
 def open_sidecar(folder: str, entry: ShardEntry) -> pa.Table:
     """The sidecar of a shard (schema SIDECAR). Raises DatasetError if it is not the one that is listed."""
+    return read_sidecar(_sidecar_data(folder, entry), shown(f"{folder}/{entry.name}.parquet"))
+
+
+def _sidecar_data(folder: str, entry: ShardEntry) -> bytes:
+    """Its bytes. Raises DatasetError if they are not those that are listed."""
     path = f"{folder}/{entry.name}.parquet"
     data = _fetch(path)
     if hashlib.sha256(data).hexdigest() != entry.sidecar_sha256:
@@ -424,7 +527,7 @@ def open_sidecar(folder: str, entry: ShardEntry) -> pa.Table:
             where=shown(path),
             cure="pack again or fetch it again",
         )
-    return read_sidecar(data, shown(path))
+    return data
 
 
 def read_photo(shard: str, offset: int, size: int, crc32c: int | None, where: str) -> bytes:

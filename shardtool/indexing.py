@@ -38,6 +38,7 @@ from shardtool.index import (
     sidecar_bytes,
 )
 from shardtool.progress import OpenProgress, silent
+from shardtool.quality import shuffle_quality
 from shardtool.scan import SPLITS
 from shardtool.store import Folder, is_remote, open_folder, reader, shown
 from shardtool.taxonomy import Taxonomy
@@ -274,15 +275,20 @@ def _write(store: Folder, index: _Index, old: Manifest | None) -> Indexed:
         raise UserError(f"nothing to index, no sample with a photo and a label{first}")
     store.remove(DATASET_FILE)
     entries: dict[str, tuple[ShardEntry, ...]] = {}
-    counts = {job.split: np.zeros(taxonomy.rows, np.int64) for job, _ in index.shards}
+    labels: dict[str, list[NDArray[np.int64]]] = {job.split: [] for job, _ in index.shards}
     for job, shard in index.shards:
         rows = np.array([taxonomy.row_of[pair] for pair in _labels(shard.photos)], np.int64)
-        counts[job.split] += np.bincount(rows, minlength=taxonomy.rows)
+        labels[job.split].append(rows)
         entry = _write_sidecar(store, job, shard, rows, taxonomy)
         entries[job.split] = (*entries.get(job.split, ()), entry)
     _remove_stale(store, old, entries)
     options = {"foreign": True, "checksums": index.checksums}
-    manifest = Manifest.of(taxonomy, entries, counts, options, index.bases)
+    as_they_lie = {split: np.concatenate(rows) for split, rows in labels.items()}
+    counts = {split: np.bincount(rows, minlength=taxonomy.rows) for split, rows in as_they_lie.items()}
+    shuffle = {
+        split: shuffle_quality(taxonomy.row_species[rows]) for split, rows in as_they_lie.items() if len(rows)
+    }
+    manifest = Manifest.of(taxonomy, entries, counts, options, index.bases, shuffle)
     _put(store, REPORT_FILE, _json(_report(manifest, refused)))
     _put(store, DATASET_FILE, _json(manifest.to_json()))
     return Indexed(manifest, refused, sum(shard.ignored for _, shard in index.shards))

@@ -23,7 +23,7 @@ from shardtool.executor import engine, ordered
 from shardtool.index import DATASET_FILE, Manifest, ShardEntry, open_manifest
 from shardtool.plan import DEFAULTS, MaxRefused, PackOptions, Place, Plan, plan_pack
 from shardtool.progress import OpenProgress, silent
-from shardtool.quality import shuffle_quality
+from shardtool.quality import ShuffleQuality, shuffle_quality
 from shardtool.report import card, report_files
 from shardtool.scan import SPLITS, Scan
 from shardtool.shard import find_shard, rehearse, write_shard
@@ -126,8 +126,9 @@ def pack(
         stale = [place for place in plan.places if place not in found]
         removed = _make_room(plan, folder, stale, workers, tell)
         written = _write(plan, folder, stale, executor, workers, progress)
-        manifest = _manifest(plan, {**found, **written})
-        _publish(plan, folder, manifest)
+        shuffle = _shuffle(plan)
+        manifest = _manifest(plan, {**found, **written}, shuffle)
+        _publish(plan, folder, manifest, shuffle)
     names = tuple(map(plan.name, stale))
     return Packed(manifest, plan.scan, plan.near, len(found), names, removed)
 
@@ -267,10 +268,14 @@ def _unplanned(plan: Plan, out: Folder) -> list[str]:
     return [name for name in found if name not in wanted]
 
 
-def _publish(plan: Plan, out: Folder, manifest: Manifest) -> None:
-    """Write the reports and, last of all, dataset.json."""
+def _shuffle(plan: Plan) -> dict[str, ShuffleQuality]:
+    """How well the photos of each split are mixed in the shards."""
     species = plan.scan.taxonomy.row_species
-    shuffle = {name: shuffle_quality(species[shards.rows()]) for name, shards in plan.layouts.items()}
+    return {name: shuffle_quality(species[shards.rows()]) for name, shards in plan.layouts.items()}
+
+
+def _publish(plan: Plan, out: Folder, manifest: Manifest, shuffle: Mapping[str, ShuffleQuality]) -> None:
+    """Write the reports and, last of all, dataset.json."""
     files = report_files(plan.source.read, plan.scan, manifest, shuffle, plan.near)
     files["croissant.json"] = _json_bytes(card.croissant(manifest))
     if not _is_own(out, CARD_FILE):
@@ -286,7 +291,9 @@ def _is_own(out: Folder, name: str) -> bool:
     return name in out.files() and card.MARK.encode() not in out.read(name)
 
 
-def _manifest(plan: Plan, entries: Mapping[Place, ShardEntry]) -> Manifest:
+def _manifest(
+    plan: Plan, entries: Mapping[Place, ShardEntry], shuffle: Mapping[str, ShuffleQuality]
+) -> Manifest:
     taxonomy, layouts = plan.scan.taxonomy, plan.layouts
     shards = {
         split: tuple(entries[split, number] for number in range(len(layouts[split]))) for split in layouts
@@ -295,7 +302,7 @@ def _manifest(plan: Plan, entries: Mapping[Place, ShardEntry]) -> Manifest:
         split: np.bincount(layouts[split].rows(), minlength=taxonomy.rows).astype(np.int64)
         for split in layouts
     }
-    return Manifest.of(taxonomy, shards, counts, asdict(plan.options))
+    return Manifest.of(taxonomy, shards, counts, asdict(plan.options), shuffle=shuffle)
 
 
 def _json_bytes(value: object) -> bytes:

@@ -83,7 +83,13 @@ def filesystem(url: str) -> tuple[Any, str]:
         found: tuple[Any, str] = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
         raise UsageError(str(error), where=shown(url), cure="install the package that it needs") from error
+    _KEPT.add(found[0])
     return found
+
+
+# Let go of in a forked child, a filesystem would close its connections there, and with them take the
+# parent's from its event loop, which waits for them ever after (fsspec 2026.9, aiohttp 3.14).
+_KEPT: set[Any] = set()
 
 
 def patiently(ask: Callable[[], Answer], url: str) -> Answer:
@@ -102,9 +108,9 @@ def patiently(ask: Callable[[], Answer], url: str) -> Answer:
             error.filename = error.filename or shown(url)
             raise
         except Exception as error:
-            if pause is None or not _is_passing(error):
+            if pause is None or not is_passing(error):
                 raise StorageError(
-                    f"the storage failed: {type(error).__name__}: {_bare(error)}",
+                    f"the storage failed: {told(error)}",
                     where=shown(url),
                     cure="check the address and the credentials, then run the same command again",
                 ) from error
@@ -115,17 +121,23 @@ def patiently(ask: Callable[[], Answer], url: str) -> Answer:
 _ANSWERS = (FileNotFoundError, NotADirectoryError, PermissionError)
 
 
-def _is_passing(error: Exception) -> bool:
+PASSING = (429, 500, 502, 503, 504)  # statuses of HTTP that may be over in a moment
+# words in the names of what client libraries raise when a connection fails or ends in the middle
+_PASSING_WORDS = ("Connection", "HTTPClient", "IncompleteRead", "Payload", "Timeout")
+
+
+def is_passing(error: Exception) -> bool:
     """Whether this may be over in a moment; each client library has a tree of errors of its own."""
-    kind = type(error).__name__
-    if getattr(error, "status", 0) in (429, 500, 502, 503, 504):  # of HTTP
+    if getattr(error, "status", 0) in PASSING:
         return True
-    return isinstance(error, OSError) or any(word in kind for word in ("Connection", "HTTPClient", "Timeout"))
+    kinds = " ".join(kind.__name__ for kind in type(error).__mro__)
+    return isinstance(error, OSError) or any(word in kinds for word in _PASSING_WORDS)
 
 
-def _bare(error: Exception) -> str:
-    """The message without what may be a signature or a password in a URL."""
-    return re.sub(r"(?<=\?)[^\s'\"]+|(?<=//)[^/\s@]+@", "", str(error))
+def told(error: Exception) -> str:
+    """Kind and message of a library's error, without what may be a signature or a password in a URL."""
+    bare = re.sub(r"(?<=\?)[^\s'\"]+|(?<=//)[^/\s@]+@", "", str(error))
+    return f"{type(error).__name__}: {bare}"
 
 
 def cat(url: str, start: int | None = None, end: int | None = None) -> bytes:
@@ -302,7 +314,7 @@ class RemoteFolder:
             raise
         except Exception as error:  # each client library has its own tree of network errors
             raise StorageError(
-                f"an upload failed: {type(error).__name__}: {_bare(error)}",
+                f"an upload failed: {told(error)}",
                 where=f"{self}/{name}",
                 cure="run the same command again",
             ) from error

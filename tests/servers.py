@@ -1,4 +1,4 @@
-"""Real servers on loopback for the tests: an S3 store (OpenStack Swift) and a Dask cluster.
+"""Real servers on loopback for the tests: S3 (OpenStack Swift), HTTP (nginx, or as scripted), a Dask cluster.
 
 The kernel ends every server with the tests, however these end (`setpriv --pdeathsig`).
 """
@@ -6,14 +6,17 @@ The kernel ends every server with the tests, however these end (`setpriv --pdeat
 from __future__ import annotations
 
 import getpass
+import itertools
 import os
 import shutil
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -284,3 +287,90 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> Non
                 return
         time.sleep(0.05)
     raise RuntimeError(f"no server on port {port}:\n{log.read_text()}")
+
+
+NGINX_CONF = """
+daemon off;
+master_process off;
+pid {folder}/nginx.pid;
+error_log {folder}/nginx.log;
+events {{}}
+http {{
+    log_format requests '$connection $status $uri';
+    access_log {folder}/requests.log requests;
+    client_body_temp_path {folder}/client;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    scgi_temp_path {folder}/scgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    keepalive_requests 10000;
+    limit_req_zone $server_port zone=few:1m rate=10r/s;
+    server {{
+        listen 127.0.0.1:{port};
+        root {root};
+        {locations}
+    }}
+}}
+"""
+
+
+@dataclass(frozen=True)
+class WebServer:
+    """An HTTP server and what it was asked."""
+
+    url: str
+    log: Path
+
+    def requests(self) -> list[tuple[int, int, str]]:
+        """Number of the connection, status and path of each request that was answered so far."""
+        lines = (line.split(" ", 2) for line in self.log.read_text().splitlines())
+        return [(int(connection), int(status), path) for connection, status, path in lines]
+
+
+@contextmanager
+def nginx(root: Path, folder: Path, locations: str = "") -> Iterator[WebServer]:
+    """nginx that serves `root` and keeps its own files in `folder`. Raises ServerMissing.
+
+    `locations` goes into its configuration, where the zone `few` lets ten requests a second through.
+    """
+    _need("setpriv", "nginx")
+    (port,) = free_ports(1)
+    configuration = folder / "nginx.conf"
+    configuration.write_text(NGINX_CONF.format(folder=folder, root=root, port=port, locations=locations))
+    process = spawn(
+        ["nginx", "-e", str(folder / "nginx.log"), "-c", str(configuration)], folder / "nginx.log"
+    )
+    try:
+        wait_for_port(port, process, folder / "nginx.log")
+        yield WebServer(f"http://127.0.0.1:{port}", folder / "requests.log")
+    finally:
+        kill(process)
+
+
+Part = bytes | None  # None: nothing more comes, and the connection stays
+Script = Callable[[int, str], Iterable[Part]]
+
+
+@contextmanager
+def scripted_server(script: Script) -> Iterator[str]:
+    """The URL of a server that answers a request with the very bytes of `script(number, Range header)` and
+    closes the connection; the first request is number 0."""
+    numbers, ended = itertools.count(), threading.Event()
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            lines = [line.decode().strip() for line in iter(self.rfile.readline, b"\r\n") if line]
+            wanted = next((line[len("range: ") :] for line in lines if line.lower().startswith("range:")), "")
+            for part in script(next(numbers), wanted):
+                if part is None:
+                    ended.wait()
+                else:
+                    self.wfile.write(part)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            ended.set()
+            server.shutdown()

@@ -18,7 +18,6 @@ from shardtool.errors import Status
 from shardtool.index import SIDECAR
 from shardtool.taxonomy import Taxonomy
 from train.cli import app as train_app
-from train.metrics import METRICS
 from train.model import HierarchicalModel
 from train.recipe import load_recipe
 
@@ -32,7 +31,7 @@ APPS = {"shardtool": shardtool_app, "train-hier": train_app, "bench-io": bench_a
 def results_table(results: dict[str, Any]) -> str:
     """The README's table from the JSON that `train-hier evaluate --json` prints."""
     lines = ["| metric | value | 95 % interval | target | |", "|---|---:|---:|---:|---|"]
-    for name in METRICS:
+    for name in results["metrics"]:
         low, high = results["intervals"][name]
         target = results["targets"].get(name)
         lines.append(

@@ -1,4 +1,4 @@
-"""Packed shards -> batches on the device.
+"""Packed shards -> batches for the device.
 
 Workers are handed sample ids and never own shards. A batch leaves them as uint8, in the layout in which
 the decoder writes (B, H, W, 3); on the device it is one permuted view away from channels_last.
@@ -6,32 +6,37 @@ the decoder writes (B, H, W, 3); on the device it is one permuted view away from
 
 from __future__ import annotations
 
-import math
-import signal
+import contextlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, cast
 
-import cv2
 import numpy as np
-import simplejpeg
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
 
-from shardtool.errors import TrainingError, UserError
+from shardtool.errors import DatasetError, TrainingError
 from shardtool.index import Split
-from train.augment import DECODE_MARGIN, Pixels, Transform
+from train.augment import Transform
+from train.engine import InProcess, Task, Workers
+from train.fill import Filler, Replaced
 from train.order import EpochOrder
+from train.slots import NO_SAMPLE, Slots
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as the weights expect
-PREFETCH_BATCHES = 4
+BATCHES_AHEAD = 4  # filled or being filled while one is trained on
+PIECE = 32  # photos that a worker takes on at a time
+ANNOUNCED_AHEAD = 8  # batches before its turn that a photo's block is announced to the disk
+FEW_BAD, BAD_SHARE = 8, 0.01  # of the split: so many photos may be bad before the run stops
 
 
 @dataclass(frozen=True)
 class Batch:
-    """images uint8 [B, H, W, 3]; species, disease (inside the species), sample: int64 [B]."""
+    """images uint8 [B, H, W, 3]; species, disease (inside the species), sample: int64 [B].
+
+    From a Loader on the CPU the images are a view of a slot: valid until the next batch is asked for.
+    """
 
     images: torch.Tensor
     species: torch.Tensor
@@ -42,14 +47,16 @@ class Batch:
     def __len__(self) -> int:
         return len(self.images)
 
-    def pin_memory(self) -> Batch:
-        """Called by DataLoader where pinned memory makes the copy to the device asynchronous."""
-        return self._map(torch.Tensor.pin_memory)
-
     def to(self, device: torch.device) -> Batch:
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        """The batch on a device; asynchronous from pinned memory."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+    def clone(self) -> Batch:
+        """The batch in memory of its own."""
+        return self.map(torch.Tensor.clone)
+
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        """The batch with each tensor changed by `function`."""
         return Batch(
             function(self.images),
             function(self.species),
@@ -59,76 +66,33 @@ class Batch:
         )
 
 
-@dataclass(frozen=True)
-class Draw:
-    """What a worker is asked for: one batch of sample ids of one epoch."""
-
-    samples: NDArray[np.int64]
-    copies: NDArray[np.int64]
-    epoch: int
-    step: int
-
-
-def decode(data: bytes, side: int) -> Pixels:
-    """RGB pixels of a JPEG, uint8 [H, W, 3], at the smallest of the codec's sizes whose sides are both
-    at least `side` (never enlarged): decoding at a half costs half."""
-    pixels: Pixels = simplejpeg.decode_jpeg(
-        data, colorspace="RGB", min_height=side, min_width=side, strict=False
-    )
-    return pixels
-
-
 def prepare(images: torch.Tensor, device: torch.device) -> torch.Tensor:
     """uint8 [B, H, W, 3] -> normalised float32 [B, 3, H, W] (channels_last) on the device."""
-    mean, std = _mean_and_std(device)
-    return images.to(device, non_blocking=True).permute(0, 3, 1, 2).float().sub_(mean).div_(std)
+    batch, height, width, _ = images.shape
+    scale, offset = _scale_and_offset(device, width)
+    # whole lines at a time: broadcasting over the three channels alone takes nine times as long on a CPU
+    lines = images.to(device, non_blocking=True).view(batch * height, 3 * width).float()
+    torch.addcmul(offset, lines, scale, out=lines)
+    return lines.view(batch, height, width, 3).permute(0, 3, 1, 2)
 
 
 @cache
-def _mean_and_std(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """In grey levels, [1, 3, 1, 1]; kept on the device, since a copy for each batch would wait for it."""
-    mean, std = (torch.tensor(values, device=device).mul(255) for values in (MEAN, STD))
-    return mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
-
-
-def decode_side(size: int) -> int:
-    """Pixels a side that the decoder is asked for where the network sees `size`."""
-    return math.ceil(size * DECODE_MARGIN)
-
-
-class PhotoDataset(Dataset["Batch | Exception"]):
-    """Map-style over `Draw`s: DataLoader's fetcher calls `__getitems__` with what the sampler yields."""
-
-    def __init__(self, split: Split, transform: Transform) -> None:
-        self.split, self.transform = split, transform
-        self.disease = split.disease
-        self.side = decode_side(transform.size)
-
-    def __getitems__(self, draw: Draw) -> Batch | Exception:
-        try:
-            return self._batch(draw)
-        except (UserError, OSError) as error:
-            return error  # raised here, DataLoader would turn it into a traceback as text
-
-    def _batch(self, draw: Draw) -> Batch:
-        photos = self.split.read(draw.samples)
-        size = self.transform.size
-        images = np.empty((len(photos), size, size, 3), dtype=np.uint8)
-        for place, (photo, sample, copy) in enumerate(
-            zip(photos, draw.samples.tolist(), draw.copies.tolist(), strict=True)
-        ):
-            images[place] = self.transform(decode(photo, self.side), draw.epoch, sample, copy)
-        return Batch(
-            torch.from_numpy(images),
-            torch.from_numpy(self.split.species[draw.samples].astype(np.int64)),
-            torch.from_numpy(self.disease[draw.samples]),
-            torch.from_numpy(draw.samples),
-            draw.step,
-        )
+def _scale_and_offset(device: torch.device, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the grey levels of one line, [1, 3 width]; kept on the device, since a copy for each batch would
+    wait for it."""
+    mean, std = (torch.tensor(values, dtype=torch.float64) for values in (MEAN, STD))
+    scale, offset = (
+        values.repeat(width).float().to(device)[None] for values in (1 / (255 * std), -mean / std)
+    )
+    return scale, offset
 
 
 class Loader:
-    """Batches of one epoch after another from workers that live as long as the loader."""
+    """Batches of one epoch after another from workers that live as long as the loader.
+
+    `workers` 0 does the work in this process. `on_replaced` hears of each bad photo once. `part` is (rank,
+    ranks): which part of each global batch is wanted.
+    """
 
     def __init__(
         self,
@@ -136,83 +100,154 @@ class Loader:
         transform: Transform,
         workers: int,
         device: torch.device,
+        on_replaced: Callable[[Replaced], None] = lambda replaced: None,
+        seed: int = 0,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
-        self.split = split
-        self._draws = _Draws()
-        self._loader: DataLoader[Batch | Exception] = DataLoader(
-            PhotoDataset(split, transform),
-            # DataLoader hands what the sampler yields to __getitems__ as it is: a Draw, no list
-            batch_sampler=cast(Any, self._draws),
-            collate_fn=cast(Any, _as_it_is),
-            num_workers=workers,
-            prefetch_factor=PREFETCH_BATCHES if workers else None,
-            persistent_workers=workers > 0,
-            pin_memory=device.type == "cuda",
-            worker_init_fn=_start_worker,
-        )
+        self.split, self.transform, self.workers, self.device = split, transform, workers, device
+        self._part = part
+        self.on_replaced, self._seed = on_replaced, seed
+        self.replaced: dict[int, Replaced] = {}  # by sample
+        self._pipeline: _Pipeline | None = None
 
     def epoch(self, order: EpochOrder, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Batches `start`, start + 1, … of an epoch.
+        """Batches `start`, start + 1, … of an epoch; one epoch at a time.
 
-        Raises CorruptSample, DatasetError or OSError for what a worker met, TrainingError if one dies.
+        Raises DatasetError for what a worker met, TrainingError if one dies.
         """
-        self._draws.set(order, epoch, start)
-        batches = iter(self._loader)
-        while (batch := _next(batches)) is not None:
-            if isinstance(batch, Exception):
-                raise batch
-            yield batch
-
-
-def _next(batches: Iterator[Batch | Exception]) -> Batch | Exception | None:
-    try:
-        return next(batches, None)
-    except (ConnectionError, EOFError) as error:  # it died with a batch half handed over
-        raise _dead_worker(error) from error
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if self._pipeline is not None and self._pipeline.slots.batch < order.batch:
+            self.close()
+        if self._pipeline is None:
+            slots = Slots(1 + BATCHES_AHEAD if self.workers else 1, order.batch, self.transform.size)
+            fill = Filler(self.split, self.transform, slots, self._seed)
+            self._pipeline = _Pipeline(slots, fill, self.workers, self.device)
+        try:
+            draws = _Draws(order, epoch, start, *self._part)
+            yield from self._pipeline.epoch(draws, self._note)
+        except TrainingError:  # a worker is missing
+            self.close()
             raise
-        raise _dead_worker(error) from error
+
+    def close(self) -> None:
+        """Stop the workers and give the memory back."""
+        if self._pipeline is not None:
+            self._pipeline.engine.close()
+        self._pipeline = None
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # at the end of the interpreter
+            self.close()
+
+    def _note(self, replaced: Replaced) -> None:
+        """Raises DatasetError when too many photos are bad."""
+        if replaced.sample in self.replaced:
+            return
+        self.replaced[replaced.sample] = replaced
+        self.on_replaced(replaced)
+        if len(self.replaced) > max(FEW_BAD, BAD_SHARE * len(self.split)):
+            raise DatasetError(
+                f"{len(self.replaced):,} of {len(self.split):,} photos are bad, the last: {replaced.reason}",
+                where=replaced.where,
+                cure="run shardtool verify --deep, then pack again or fetch the shards again",
+            )
 
 
-def _dead_worker(error: Exception) -> TrainingError:
-    return TrainingError(
-        f"a data worker died: {(str(error) or type(error).__name__).splitlines()[0]}",
-        cure="often want of memory or of /dev/shm (docker: --ipc=host); run again to go on",
-    )
-
-
+@dataclass(frozen=True)
 class _Draws:
-    """The batch sampler: which samples each batch of the current epoch holds."""
+    """What a rank wants: its part of the batches of an epoch, from one on."""
 
-    def __init__(self) -> None:
-        self._order: EpochOrder | None = None
+    order: EpochOrder
+    epoch: int
+    start: int
+    rank: int
+    ranks: int
 
-    def set(self, order: EpochOrder, epoch: int, start: int) -> None:
-        self._order, self._epoch, self._start = order, epoch, start
+    def step(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Sample ids and copies; none after the last batch."""
+        if step >= self.order.steps:
+            return _NONE, _NONE
+        return self.order.step(step, self.rank, self.ranks)
 
-    def __iter__(self) -> Iterator[Draw]:
-        assert self._order is not None, "set() an epoch first"
-        for step in range(self._start, self._order.steps):
-            yield Draw(*self._order.step(step), self._epoch, step)
 
-    def __len__(self) -> int:
-        return 0 if self._order is None else self._order.steps - self._start
+_NONE = np.zeros(0, dtype=np.int64)
+
+
+@dataclass
+class _Filling:
+    """A batch on its way: its slot, its photos, and how many of them are not there yet."""
+
+    step: int
+    slot: int
+    photos: int
+    missing: int
+
+
+class _Pipeline:
+    """Slots, and the workers that fill them: some batches ahead of the one that is trained on."""
+
+    def __init__(self, slots: Slots, fill: Filler, workers: int, device: torch.device) -> None:
+        self.slots = slots
+        self.engine: InProcess[Replaced] | Workers[Replaced] = (
+            Workers(fill, workers) if workers else InProcess(fill)
+        )
+        if device.type == "cuda":
+            slots.pin()  # not before the fork: locked pages are not inherited
+
+    def epoch(self, draws: _Draws, note: Callable[[Replaced], None]) -> Iterator[Batch]:
+        free, steps = deque(range(len(self.slots))), iter(range(draws.start, draws.order.steps))
+        filling: deque[_Filling] = deque()
+        try:
+            while True:
+                while free and (step := next(steps, None)) is not None:
+                    filling.append(self._hand_out(draws, step, free.popleft()))
+                if not filling:
+                    return
+                while filling[0].missing:
+                    self._collect(filling, note)
+                ready = filling.popleft()
+                yield self._batch(ready)
+                free.append(ready.slot)
+        finally:
+            self.engine.cancel()
+
+    def _hand_out(self, draws: _Draws, step: int, number: int) -> _Filling:
+        """Write into a slot what is wanted, and tell the workers."""
+        slot, (samples, copies) = self.slots[number], draws.step(step)
+        count, (later, _) = len(samples), draws.step(step + ANNOUNCED_AHEAD)
+        slot.sample[:count], slot.copy[:count] = samples, copies
+        slot.ahead[:] = NO_SAMPLE
+        slot.ahead[: len(later)] = later
+        for first in range(0, count, PIECE):
+            self.engine.submit(Task(number, first, min(first + PIECE, count), draws.epoch))
+        return _Filling(step, number, count, count)
+
+    def _collect(self, filling: deque[_Filling], note: Callable[[Replaced], None]) -> None:
+        """Wait for some work to be done and take note of it."""
+        by_slot = {batch.slot: batch for batch in filling}
+        for done in self.engine.wait():
+            if done.error:
+                raise done.error
+            by_slot[done.task.slot].missing -= done.task.stop - done.task.start
+            for replaced in done.notes:
+                note(replaced)
+
+    def _batch(self, ready: _Filling) -> Batch:
+        slot, photos = self.slots[ready.slot], slice(ready.photos)
+        return Batch(
+            torch.from_numpy(slot.images[photos]),
+            torch.from_numpy(slot.species[photos].copy()),
+            torch.from_numpy(slot.disease[photos].copy()),
+            torch.from_numpy(slot.sample[photos].copy()),
+            ready.step,
+        )
 
 
 def in_order(count: int, batch: int) -> EpochOrder:
     """Every sample once, as they stand: for evaluation."""
     return EpochOrder(np.arange(count), np.zeros(count, dtype=np.int64), batch)
-
-
-def _as_it_is(batch: Batch | Exception) -> Batch | Exception:
-    return batch
-
-
-def _start_worker(worker: int) -> None:
-    # the main process decides how to stop; its own handlers came along with the fork
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)

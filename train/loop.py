@@ -11,39 +11,55 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 
-from shardtool.errors import NoSpace, Status, UsageError, UserError
+from shardtool.errors import NoSpace, Status, TrainingError, UsageError, UserError
 from shardtool.files import exclusive, remove_temporaries
 from shardtool.index import Split
 from shardtool.terminal import clean
-from train.augment import EvalTransform, TrainTransform
-from train.checkpoint import LAST, Checkpoint, Position, save_best, stage_files
+from train.augment import EvalTransform
+from train.checkpoint import LAST, Checkpoint, Position, load_last, save_best, save_last, stage_files
 from train.data import Batch, Loader
 from train.device import autocast, choose_precision, device_name
-from train.evaluate import Evaluated, evaluate
+from train.evaluate import Evaluated, evaluate, merged
+from train.fill import Replaced
 from train.logbook import Logbook
 from train.losses import level_weight
 from train.meter import Meter
 from train.metrics import Scores, score
 from train.model import HierarchicalModel
-from train.order import EpochOrder, blocks, epoch_order, repeats
+from train.ranks import Ranks
 from train.recipe import CheckpointFolder, Recipe, StageSpec
-from train.stages import learning_rate, load_optimizer_state, optimizer_state
-from train.step import Step
+from train.source import Source
+from train.stages import describe, learning_rate, load_optimizer_state, optimizer_state
+from train.step import Step, StepResult, averaged
 from train.stopping import StopRequest, stop_signals
 
-SAVE_SECONDS = 600.0
+NAMED_PHOTOS = 8  # of a step that is skipped
 STEP_STREAM = 1  # the order of an epoch draws from stream 0 of the same key, augmentation from 2
 BEST_BY: dict[CheckpointFolder, str] = {
     "species_only": "species_top1",
     "disease_heads": "disease_top1",
     "hierarchical_full": "cascade",
 }
+
+
+@dataclass(frozen=True)
+class Saving:
+    """When last.pt is written inside an epoch, and how many of its predecessors stay (`keep` in all)."""
+
+    seconds: float = 600.0
+    steps: int = 0  # 0: by time alone
+    keep: int = 2
+
+    def is_due(self, steps: int, seconds: float) -> bool:
+        """After so many steps and seconds since the last one."""
+        return seconds >= self.seconds or (self.steps > 0 and steps >= self.steps)
 
 
 class Stopped(UserError):
@@ -54,44 +70,62 @@ class Stopped(UserError):
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a recipe over a train and a val split, into a folder."""
+    """One training: a recipe over photos and a validation split, into a folder."""
 
     recipe: Recipe
-    train: Split
+    source: Source
     val: Split
     out: Path
     device: torch.device
     workers: int
+    ranks: Ranks = field(default_factory=Ranks)
+    saving: Saving = field(default_factory=Saving)
+    remap: bool = False
 
     @property
     def data(self) -> str:
         """Digest of what is trained and validated on."""
-        if self.train.digest == self.val.digest:
-            return self.train.digest
-        return f"{self.train.digest} {self.val.digest}"
+        if self.source.digest == self.val.digest:
+            return self.source.digest
+        return f"{self.source.digest} {self.val.digest}"
+
+    def order(self) -> dict[str, Any]:
+        """All that decides which photo comes when, by stage: a resume compares it."""
+        return {stage.name: self.source.fingerprint(self.tiers(stage)) for stage in self.recipe.stages}
+
+    def tiers(self, stage: StageSpec) -> list[tuple[int, int]]:
+        """The repeat rule of a stage."""
+        return [(tier.below, tier.repeat) for tier in self.recipe.tiers(stage)]
 
 
 def train(run: Run) -> Scores:
     """Run the stages from where the folder's last.pt stands, to the end.
 
     Raises Stopped (75) after a signal, ResumeRefused (8) if the folder holds another run,
-    DestinationBusy (5) if another process trains into it, TrainingError for non-finite losses.
+    DestinationBusy (5) if another process trains into it, TrainingError if too many steps had to be
+    skipped.
     """
     _check_splits(run)
-    with exclusive(run.out, "train-hier"), Logbook(run.out) as log, stop_signals() as asked:
-        for folder in (run.out, *(run.out / name for name in BEST_BY)):
-            remove_temporaries(folder)
-        return Trainer(run, log, asked).run_stages()
+    with contextlib.ExitStack() as stack:
+        if run.ranks.is_first:
+            stack.enter_context(exclusive(run.out, "train-hier"))
+            for folder in (run.out, *(run.out / name for name in BEST_BY)):
+                remove_temporaries(folder)
+        log = stack.enter_context(Logbook(run.out, quiet=not run.ranks.is_first))
+        asked = stack.enter_context(stop_signals())
+        trainer = Trainer(run, log, asked)
+        stack.callback(trainer.close)
+        return trainer.run_stages()
 
 
 def _check_splits(run: Run) -> None:
-    """Raises UsageError for splits that cannot be trained and validated on together."""
-    if not len(run.train):
-        raise UsageError("there are no photos to train on", where=run.train.folder)
-    if run.val.taxonomy.digest != run.train.taxonomy.digest:
+    """Raises UsageError for photos that cannot be trained and validated on together."""
+    if not len(run.source):
+        raise UsageError("there are no photos to train on")
+    if run.val.taxonomy.digest != run.source.taxonomy.digest:
         raise UsageError(
             "train and val have other classes: "
-            + (run.train.taxonomy.difference(run.val.taxonomy) or "another order"),
+            + (run.source.taxonomy.difference(run.val.taxonomy) or "another order"),
             where=run.val.folder,
             cure="pack both splits in one dataset",
         )
@@ -102,24 +136,31 @@ class Trainer:
 
     def __init__(self, run: Run, log: Logbook, asked: StopRequest) -> None:
         self.run, self.log, self.asked = run, log, asked
-        self.recipe, self.device = run.recipe, run.device
-        self.taxonomy, self.train_counts = run.train.taxonomy, run.train.class_counts
+        self.recipe, self.device, self.ranks = run.recipe, run.device, run.ranks
+        self.taxonomy = run.source.taxonomy
+        self.train_counts = np.bincount(run.source.row, minlength=self.taxonomy.rows)
         self.dtype = choose_precision(run.device, run.recipe.optimizer)
-        self.blocks = blocks(run.train.shard, run.train.offset)
-        size = run.recipe.model.image_size
-        self.loader = Loader(
-            run.train,
-            TrainTransform(run.recipe.augment, size, run.recipe.seed),
-            run.workers,
+        self.val_loader = Loader(
+            run.val,
+            EvalTransform(run.recipe.model.image_size),
+            min(run.workers, 2),
             run.device,
+            self.note_replaced,
         )
-        self.val_loader = Loader(run.val, EvalTransform(size), min(run.workers, 2), run.device)
+        run.source.listen(self.note_replaced)
         self.position, self.finished = Position(), False
         self.metrics: dict[str, float | None] = {}  # of the latest validation
         self.tail_f1: dict[str, float] = {}
         self.best: dict[str, float] = {}
+        self.protocol: list[str] = []  # of the current stage, in words
+        self.skipped: list[int] = []  # steps since the start of this process that were not taken
         self.resumed = self._resume()
-        self.saved_at = time.monotonic()
+        self.saved_at, self.saved_steps = time.monotonic(), 0
+
+    def close(self) -> None:
+        """Stop the data workers."""
+        self.run.source.close()
+        self.val_loader.close()
 
     # ---- what happens in a run --------------------------------------------------------------
 
@@ -127,7 +168,7 @@ class Trainer:
         """All stages from the current position; returns the final scores with intervals."""
         self.log.say(
             f"{clean(self.recipe.name)} on {clean(device_name(self.device))}, {_dtype_name(self.dtype)}, "
-            f"{len(self.run.train):,} photos, {len(self.taxonomy.species):,} species, "
+            f"{len(self.run.source):,} photos, {len(self.taxonomy.species):,} species, "
             f"{self.taxonomy.rows:,} classes"
         )
         self.log.event(
@@ -136,6 +177,7 @@ class Trainer:
             data=self.run.data,
             device=device_name(self.device),
             precision=_dtype_name(self.dtype),
+            ranks=self.ranks.count,
             position=vars(self.position),
         )
         for number in range(self.position.stage, len(self.recipe.stages)):
@@ -152,38 +194,46 @@ class Trainer:
         stage = self.recipe.stages[number]
         if self.position.epoch >= stage.epochs:
             return
-        self.step = Step(self.model, self.recipe, stage, self.device)
-        if self.resumed and self.resumed.optimizer is not None:
-            load_optimizer_state(self.step.optimizer, self.resumed.optimizer)
-            if self.resumed.scaler:
-                self.step.scaler.load_state_dict(self.resumed.scaler)
+        self.step = Step(self.model, self.recipe, stage, self.device, self.ranks, self.average)
+        if self.resumed:
+            self._continue_step(self.resumed)
         self.resumed = None  # a later stage starts with a fresh optimizer
-        order = self._order(number, 0)
+        steps = self.run.source.steps(self.run.tiers(stage))
+        self.protocol = describe(stage, self.step.optimizer, steps)
+        self.log.say(f"[bold]stage {number + 1} of {len(self.recipe.stages)}: {clean(stage.name)}[/]")
+        for line in self.protocol:
+            self.log.say(f"  {line}")
         learning = sum(parameter.numel() for parameter in self.step.learning)
-        self.log.say(
-            f"[bold]stage {number + 1} of {len(self.recipe.stages)}: {clean(stage.name)}[/], "
-            f"{stage.epochs} epochs of {order.steps:,} steps, trains {stage.trains} "
-            f"({learning:,} parameters), lr {stage.lr:g}" + (f" to {stage.lr_end:g}" if stage.lr_end else "")
+        self.log.event(
+            "stage", stage=stage.name, steps_an_epoch=steps, learning=learning, protocol=self.protocol
         )
-        self.log.event("stage", stage=stage.name, steps_an_epoch=order.steps, learning=learning)
         for epoch in range(self.position.epoch, stage.epochs):
             self._epoch(number, stage, epoch)
 
+    def _continue_step(self, last: Checkpoint) -> None:
+        if last.optimizer is not None:
+            load_optimizer_state(self.step.optimizer, last.optimizer)
+        if last.scaler:
+            self.step.scaler.load_state_dict(last.scaler)
+        if last.heads:
+            self.step.watch.load_state_dict(last.heads)
+
     def _epoch(self, number: int, stage: StageSpec, epoch: int) -> None:
-        order = self._order(number, epoch)
-        start, meter = self.position.step, Meter(order, self.position.step)
-        batches = self.loader.epoch(order, self._epoch_number(number, epoch), start)
-        for batch in meter.timed(batches):
-            losses = self.train_step(stage, batch, epoch, order.steps)
+        start, counted = self.position.step, self._epoch_number(number, epoch)
+        photos = self.run.source.epoch(counted, self.run.tiers(stage), start)
+        meter = Meter(photos.steps, photos.photos, start)
+        for batch in meter.timed(photos.batches):
+            result = self.train_step(stage, batch, epoch, photos.steps)
             self.position = Position(number, epoch, batch.step + 1)
-            meter.count(len(batch), losses)
+            meter.count(len(batch) * self.ranks.count, result.losses)
+            self._note_skipped(result, batch)
             self.log.progress(self._lines(stage, batch.step, meter))
             self._pause_point(stage)
         evaluated = self.validate()
         self.position = Position(number, epoch + 1)
         self._close_epoch(number, stage, epoch, evaluated, meter)
 
-    def train_step(self, stage: StageSpec, batch: Batch, epoch: int, steps_an_epoch: int) -> dict[str, float]:
+    def train_step(self, stage: StageSpec, batch: Batch, epoch: int, steps_an_epoch: int) -> StepResult:
         """One step, with the rate, the mixing and the random numbers of its place in the run."""
         number = self._epoch_number(self.position.stage, epoch)
         generator = np.random.Generator(
@@ -193,21 +243,48 @@ class Trainer:
         mixing = stage.mixing and epoch < stage.epochs - stage.mixing_off_epochs
         return self.step(batch, lr, mixing, generator)
 
+    def _note_skipped(self, result: StepResult, batch: Batch) -> None:
+        """Name the photos behind a step that was not taken. Raises TrainingError after too many."""
+        if not result.skipped:
+            return
+        self.skipped.append(batch.step)
+        named = [self._named(sample) for sample in result.bad[:NAMED_PHOTOS]]
+        photos = "; ".join(named) or "no single photo: the gradient is not finite"
+        self.log.event("skipped", step=batch.step, samples=result.bad, losses=result.losses, photos=named)
+        self.log.say(
+            f"  [bold red]step {batch.step + 1:,} skipped[/], its loss is not finite: {clean(photos)}"
+        )
+        if len(self.skipped) > self.recipe.optimizer.max_skipped:
+            raise TrainingError(
+                f"{len(self.skipped)} steps had a loss or gradient that is not finite, the last because of "
+                f"{photos}",
+                cure="look at these photos; or start anew with another --out, and a lower lr or "
+                "--set optimizer.precision=fp32",
+            )
+
+    def _named(self, sample: int) -> str:
+        """Species, disease and place of a photo."""
+        species, disease = self.taxonomy.row_names[int(self.run.source.row[sample])]
+        return f"{species}/{disease}, {self.run.source.where(sample)}"
+
     def validate(self) -> Evaluated:
-        """Every photo of the validation split; the stage's frozen parts stay frozen."""
-        modes = {name: part.training for name, part in self.model.named_children()}
-        cast = autocast(self.device, self.dtype)
+        """Every photo of the validation split, once on one of the ranks; the stage's frozen parts stay
+        frozen."""
+        network = self.model if self.average is None else cast(HierarchicalModel, self.average.module)
+        modes = {name: part.training for name, part in network.named_children()}
+        mine = np.arange(len(self.run.val))[self.ranks.rank :: self.ranks.count]
         evaluated = evaluate(
-            self.model,
+            network,
             self.val_loader,
             self.recipe.optimizer.micro_batch or self.recipe.optimizer.batch,
             self.device,
-            cast,
+            autocast(self.device, self.dtype),
             self.recipe.loss,
+            samples=mine,
         )
-        for name, part in self.model.named_children():
+        for name, part in network.named_children():
             part.train(modes[name])
-        return evaluated
+        return evaluated if self.ranks.count == 1 else merged(self.ranks.gather(evaluated))
 
     # ---- saving -----------------------------------------------------------------------------
 
@@ -230,8 +307,9 @@ class Trainer:
         self.log.say(
             f"  epoch {counted:02d}  {meter.rates()}  {meter.losses()}  val loss {val_loss:.3f}  {shown}"
         )
-        with self._surviving_a_full_disk():
-            self._save_epoch(number, stage, epoch, counted, val_loss)
+        if self.ranks.is_first:
+            with self._surviving_a_full_disk():
+                self._save_epoch(number, stage, epoch, counted, val_loss)
 
     def _save_epoch(self, number: int, stage: StageSpec, epoch: int, counted: int, val_loss: float) -> None:
         """The best checkpoint so far, those of the end of a stage, and last.pt."""
@@ -264,25 +342,34 @@ class Trainer:
 
     def save_last(self, stage: StageSpec) -> None:
         """Write last.pt, from which the same command goes on."""
-        optimizer = optimizer_state(self.step.optimizer) if self._in_stage() else None
-        scaler = self.step.scaler.state_dict() if self._in_stage() else {}
-        replace(self._checkpoint(stage), optimizer=optimizer, scaler=scaler).save(self.run.out / LAST)
-        self.saved_at = time.monotonic()
+        self.saved_at, self.saved_steps = time.monotonic(), 0
+        if not self.ranks.is_first:
+            return
+        checkpoint = self._checkpoint(stage)
+        if self._in_stage():
+            checkpoint = replace(
+                checkpoint,
+                optimizer=optimizer_state(self.step.optimizer),
+                scaler=self.step.scaler.state_dict(),
+                heads=self.step.watch.state_dict(),
+            )
+        save_last(self.run.out, checkpoint, self.run.saving.keep)
 
     def _pause_point(self, stage: StageSpec) -> None:
-        """Between two steps: save if it is time to, stop if somebody asked."""
-        if not self.asked.signal and time.monotonic() - self.saved_at < SAVE_SECONDS:
-            return
-        if self.asked.signal:
+        """Between two steps: save if it is time to, stop if somebody asked. All ranks agree."""
+        self.saved_steps += 1
+        signal = next(filter(None, self.ranks.gather(self.asked.signal)), "")
+        if signal:
             self.save_last(stage)
-            self.log.event("stopped", signal=self.asked.signal, position=vars(self.position))
+            self.log.event("stopped", signal=signal, position=vars(self.position))
             raise Stopped(
-                f"stopped by {self.asked.signal}, everything is saved",
+                f"stopped by {signal}, everything is saved",
                 where=self.run.out,
                 cure="run the same command again to go on",
             )
-        with self._surviving_a_full_disk():
-            self.save_last(stage)
+        if self.run.saving.is_due(self.saved_steps, time.monotonic() - self.saved_at):
+            with self._surviving_a_full_disk():
+                self.save_last(stage)
 
     def _checkpoint(self, stage: StageSpec) -> Checkpoint:
         return Checkpoint(
@@ -291,24 +378,30 @@ class Trainer:
             taxonomy=self.taxonomy,
             train_counts=self.train_counts,
             dataset=self.run.data,
+            order=self.run.order(),
+            protocol=self.protocol,
             position=self.position,
             stage=stage.name,
             metrics=self.metrics,
             tail_f1=self.tail_f1,
             best=dict(self.best),
+            ema={} if self.average is None else self.average.module.state_dict(),
             finished=self.finished,
         )
 
     def _resume(self) -> Checkpoint | None:
-        """Build the network; from last.pt if there is one. Raises ResumeRefused."""
-        path = self.run.out / LAST
-        if not path.exists():
+        """Build the network; from the newest whole checkpoint if there is one. Raises ResumeRefused."""
+        last = self._newest()
+        if last is None:
             torch.manual_seed(self.recipe.seed)
             self.model = HierarchicalModel(self.recipe.model, self.taxonomy).to(self.device)
+            self.average = averaged(self.model, self.recipe.optimizer.ema)
             return None
-        last = Checkpoint.load(path)
-        last.check_resumable(self.recipe.as_dict(), self.taxonomy, self.run.data)
-        self.model = last.build_model().to(self.device)
+        self.model = last.build_model(averaged=False).to(self.device)
+        self.average = averaged(self.model, self.recipe.optimizer.ema)
+        if self.average is not None and last.ema:
+            self.average.module.load_state_dict(last.ema)
+            self.average.n_averaged.fill_(1)  # else the next update would start anew
         self.position, self.finished = last.position, last.finished
         self.metrics, self.tail_f1, self.best = last.metrics, last.tail_f1, dict(last.best)
         if self.finished:
@@ -322,21 +415,43 @@ class Trainer:
             )
         return last
 
+    def _newest(self) -> Checkpoint | None:
+        """The checkpoint to go on from; what it was made with is that of this run."""
+        if self.ranks.is_first:
+            last, notes = load_last(self.run.out)
+        self.ranks.barrier()  # a damaged one has been moved aside
+        if not self.ranks.is_first:
+            last, notes = load_last(self.run.out)
+        for note in notes:
+            self.log.event("damaged", note=note)
+            self.log.say(f"[bold red]{clean(note)}[/]")
+        if last is None:
+            return None
+        if notes:
+            self.log.say(
+                f"using stage {last.position.stage + 1}, epoch {last.position.epoch + 1}, "
+                f"step {last.position.step}"
+            )
+        if self.run.remap and last.taxonomy.digest != self.taxonomy.digest:
+            self.log.say(f"classes mapped by name: {clean(last.taxonomy.difference(self.taxonomy))}")
+            last = last.remapped(self.taxonomy)
+            last.check_resumable(self.recipe.as_dict(), self.taxonomy, last.dataset, last.order)
+        else:
+            last.check_resumable(self.recipe.as_dict(), self.taxonomy, self.run.data, self.run.order())
+        return last
+
+    def note_replaced(self, replaced: Replaced) -> None:
+        """A bad photo goes into the log, once."""
+        self.log.event("replaced", **vars(replaced))
+        self.log.say(
+            f"  [yellow]bad photo[/]: {clean(replaced.reason)} ({clean(replaced.where)}); "
+            "another one of its class is used in its place"
+        )
+
     # ---- small facts ------------------------------------------------------------------------
 
     def _scores(self, evaluated: Evaluated, intervals: bool = False) -> Scores:
         return score(evaluated.predictions, self.taxonomy, self.train_counts, intervals)
-
-    def _order(self, number: int, epoch: int) -> EpochOrder:
-        stage = self.recipe.stages[number]
-        tiers = [(tier.below, tier.repeat) for tier in self.recipe.tiers(stage)]
-        return epoch_order(
-            repeats(self.run.train.row, tiers),
-            self.blocks,
-            self.recipe.seed,
-            self._epoch_number(number, epoch),
-            self.recipe.optimizer.batch,
-        )
 
     def _epoch_number(self, stage: int, epoch: int) -> int:
         """Epochs since the start of the run: no two epochs share their random numbers."""
@@ -360,9 +475,8 @@ class Trainer:
 
     def _lines(self, stage: StageSpec, step: int, meter: Meter) -> list[str]:
         """Where the run is, how fast it goes, what it learns."""
-        steps, position = meter.order.steps, self.position
-        photos = len(meter.order.samples)
-        left = (stage.epochs - position.epoch - (step + 1) / steps) * photos
+        steps, position = meter.steps, self.position
+        left = (stage.epochs - position.epoch - (step + 1) / steps) * meter.epoch_photos
         minutes, seconds = divmod(round(meter.seconds_for(round(left))), 60)
         return [
             f"stage {position.stage + 1}/{len(self.recipe.stages)} {stage.name}  "

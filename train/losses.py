@@ -2,8 +2,8 @@
 
 Softmax focal loss, linear in the target: FL = -alpha sum_c t_c (1 - p_c)^gamma log p_c; cross entropy is
 gamma = 0, alpha = 1. Linear in t, so label smoothing and mixed labels are weighted sums of one term a
-class. In float32 whatever the network computes in.
-Legend: B photos, S species, R rows of all disease heads, M diseases of the largest species.
+class. In float32 at least, whatever the network computes in.
+Legend: B photos, C classes of a level.
 """
 
 from __future__ import annotations
@@ -14,29 +14,42 @@ from dataclasses import dataclass
 import torch
 
 from train.mix import Targets
-from train.model import Logits, Segments
+from train.model import Logits
 from train.recipe import Level, LossSpec
+from train.segments import Segments, at_least_float32
 
 
 @dataclass(frozen=True)
 class Losses:
-    """`total` is what is descended; `parts` are the means of each level, unweighted."""
+    """`total` is what is descended; `photos` are the losses of each level, unweighted, [B] without
+    gradient."""
 
     total: torch.Tensor
-    parts: dict[Level, torch.Tensor]
+    photos: dict[Level, torch.Tensor]
+
+    @property
+    def parts(self) -> dict[Level, torch.Tensor]:
+        """Mean of each level."""
+        return {level: losses.mean() for level, losses in self.photos.items()}
 
 
 def hierarchical_loss(
     logits: Logits, targets: Targets, segments: Segments, levels: Sequence[Level], spec: LossSpec
 ) -> Losses:
     """L_species + disease_weight x L_disease for the given levels, means over the batch."""
-    parts: dict[Level, torch.Tensor] = {}
+    photos: dict[Level, torch.Tensor] = {}
     total = logits.species.new_zeros((), dtype=torch.float32)
     for level in levels:
         loss = _species_loss if level == "species" else _disease_loss
-        parts[level] = loss(logits, targets, segments, spec).mean()
-        total = total + level_weight(level, levels, spec) * parts[level]
-    return Losses(total, parts)
+        losses = loss(logits, targets, segments, spec)
+        total = total + level_weight(level, levels, spec) * losses.mean()
+        photos[level] = losses.detach()
+    return Losses(total, photos)
+
+
+def ignorance(sizes: torch.Tensor, spec: LossSpec) -> torch.Tensor:
+    """Disease loss of a species whose head gives all its `sizes` diseases the same probability, [S]."""
+    return _terms(-sizes.float().log(), spec)
 
 
 def level_weight(level: Level, levels: Sequence[Level], spec: LossSpec) -> float:
@@ -70,15 +83,18 @@ def _terms(log_p: torch.Tensor, spec: LossSpec) -> torch.Tensor:
 
 
 def _species_loss(logits: Logits, targets: Targets, segments: Segments, spec: LossSpec) -> torch.Tensor:
-    log_p = logits.species.float().log_softmax(1)
+    log_p = at_least_float32(logits.species).log_softmax(1)
     valid = torch.ones_like(log_p, dtype=torch.bool)
     losses = [weight * class_loss(log_p, species, valid, spec) for species, _, weight in targets.pairs()]
     return torch.stack(losses).sum(0)
 
 
 def _disease_loss(logits: Logits, targets: Targets, segments: Segments, spec: LossSpec) -> torch.Tensor:
-    losses = []
-    for species, disease, weight in targets.pairs():
-        log_p, valid = segments.log_softmax(logits.diseases, species)
-        losses.append(weight * class_loss(log_p, disease, valid, spec))
+    """Both labels of a mixed batch in one look at the heads, whose gradient is the size of the matrix."""
+    species, disease, weights = zip(*targets.pairs(), strict=True)
+    log_p, valid = segments.log_softmax(logits.diseases, torch.stack(species, 1))
+    losses = [
+        weight * class_loss(log_p[:, label], disease[label], valid[:, label], spec)
+        for label, weight in enumerate(weights)
+    ]
     return torch.stack(losses).sum(0)

@@ -1,8 +1,6 @@
-"""One Swin backbone, one species head, one segmented disease matrix.
+"""One Swin backbone, one species head, one disease matrix with the heads of all species as segments.
 
-The disease heads of all species are rows of one matrix: species s owns rows offsets[s] to
-offsets[s + 1]. `Segments` looks at the rows of each photo's own species.
-Legend: B photos, D features, S species, R rows of all disease heads, M diseases of the largest species.
+Legend: B photos, S species, R rows of all disease heads.
 """
 
 from __future__ import annotations
@@ -18,6 +16,9 @@ from shardtool.errors import UsageError
 from shardtool.taxonomy import Taxonomy
 from train.compat import import_torchvision
 from train.recipe import ModelSpec
+from train.segments import DiseaseLogits, Segments, disease_logits
+
+HEAD_STD = 0.02  # of the first weights of a head
 
 
 @dataclass(frozen=True)
@@ -25,31 +26,7 @@ class Logits:
     """species [B, S]; diseases [B, R], of which only the rows of one species mean anything at once."""
 
     species: torch.Tensor
-    diseases: torch.Tensor
-
-
-class Segments(nn.Module):
-    """The rows of each species inside the disease matrix."""
-
-    columns: torch.Tensor  # int64 [S, M], clipped to R - 1 where a species has fewer diseases
-    valid: torch.Tensor  # bool [S, M]
-
-    def __init__(self, taxonomy: Taxonomy) -> None:
-        super().__init__()
-        sizes = torch.from_numpy(taxonomy.sizes)
-        offsets = torch.from_numpy(taxonomy.offsets[:-1])
-        place = torch.arange(int(sizes.max()))
-        valid = place < sizes[:, None]
-        columns = (offsets[:, None] + place).clamp(max=taxonomy.rows - 1)
-        self.register_buffer("columns", columns, persistent=False)
-        self.register_buffer("valid", valid, persistent=False)
-
-    def log_softmax(self, diseases: torch.Tensor, species: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probabilities of the diseases of the given species, float32 [B, M] with -inf behind the
-        last one, and which exist, bool [B, M]. diseases [B, R], species int64 [B]."""
-        valid = self.valid[species]
-        own = diseases.float().gather(1, self.columns[species])
-        return own.masked_fill(~valid, -torch.inf).log_softmax(1), valid
+    diseases: DiseaseLogits
 
 
 class HierarchicalModel(nn.Module):
@@ -63,14 +40,22 @@ class HierarchicalModel(nn.Module):
         self.species_head = nn.Linear(features, len(taxonomy.species))
         self.disease_heads = nn.Linear(features, taxonomy.rows)
         self.segments = Segments(taxonomy)
+        self.compiled_for = 0  # photos in a batch; 0: the backbone is not compiled (train.selftest)
         for head in (self.species_head, self.disease_heads):
-            nn.init.trunc_normal_(head.weight, std=0.02)
+            nn.init.trunc_normal_(head.weight, std=HEAD_STD)
             nn.init.zeros_(head.bias)
 
     def forward(self, images: torch.Tensor) -> Logits:
         """images float [B, 3, H, W], normalised as data.prepare does."""
-        features = self.backbone(images)
-        return Logits(self.species_head(features), self.disease_heads(features))
+        features = self._features(images)
+        return Logits(self.species_head(features), disease_logits(features, self.disease_heads))
+
+    def _features(self, images: torch.Tensor) -> torch.Tensor:
+        """[B, D]. Only training batches of one size are compiled: each other size would take a compilation of
+        its own, and validation computes what a later evaluation of the checkpoint will."""
+        compiled = len(images) == self.compiled_for and torch.is_grad_enabled()
+        features: torch.Tensor = self.backbone(images) if compiled else self.backbone.forward(images)
+        return features
 
 
 def _backbone(spec: ModelSpec, pretrained: bool) -> Any:

@@ -23,6 +23,7 @@ else:
 
 Trains = Literal["species head", "species", "disease heads", "all"]
 Level = Literal["species", "disease"]
+Switch = Literal["off", "auto", "on"]
 CheckpointFolder = Literal["species_only", "disease_heads", "hierarchical_full"]
 
 
@@ -51,6 +52,9 @@ class ModelSpec(_Spec):
     weights: str = ""  # a local .safetensors/.pt file in place of timm's hub
     image_size: int = Field(ge=16)
     drop_path: float = Field(0.1, ge=0, lt=1)
+    # "auto": where a check on the device finds the same numbers, faster (train.selftest)
+    compile: Switch = "auto"
+    fused_attention: Switch = "auto"
     arguments: dict[str, Any] = {}
 
     @field_validator("arguments")
@@ -65,7 +69,8 @@ class ModelSpec(_Spec):
 class AugmentSpec(_Spec):
     """What is done to each training photo (docs/design.md lists the profiles)."""
 
-    profile: Literal["seed", "table", "light", "none"] = "seed"
+    profile: Literal["seed", "table", "light", "core", "none"] = "seed"
+    engine: Literal["fused", "albumentations"] = "fused"
     rand_augment: Literal["off", "all", "lesion-safe"] = "off"
     rand_augment_ops: int = Field(2, ge=1)
     rand_augment_magnitude: int = Field(9, ge=0, le=10)
@@ -98,6 +103,8 @@ class OptimizerSpec(_Spec):
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     clip: float = Field(1.0, gt=0)
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    ema: float = Field(0.0, ge=0, lt=1)  # running mean of the weights that is scored; 0 = none
+    max_skipped: int = Field(10, ge=0)  # steps with a loss that is not finite, before the run stops
 
 
 class Tier(_Spec):

@@ -6,8 +6,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+from torch.optim.adamw import adamw
 
 from train.model import HierarchicalModel
 from train.recipe import OptimizerSpec, StageSpec, Trains
@@ -41,7 +43,8 @@ def learning_rate(stage: StageSpec, step: int, steps_an_epoch: int) -> float:
 
 
 def parameter_groups(model: HierarchicalModel, stage: StageSpec, spec: OptimizerSpec) -> list[dict[str, Any]]:
-    """AdamW groups with `names` of their parameters, `scale` of the rate, and `rowwise`."""
+    """AdamW groups with `names` of their parameters, `scale` of the rate, and `rowwise`: the bounds of the
+    segments of rows that rest when they have no gradient, or nothing."""
     position_tables = _no_decay_names(model)
     groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -59,7 +62,7 @@ def parameter_groups(model: HierarchicalModel, stage: StageSpec, spec: Optimizer
         group["params"].append(parameter)
         group["names"].append(name)
     return [
-        {**group, "scale": scale, "weight_decay": decay, "rowwise": rowwise}
+        {**group, "scale": scale, "weight_decay": decay, "rowwise": model.segments.bounds if rowwise else []}
         for (scale, decay, rowwise), group in groups.items()
     ]
 
@@ -69,6 +72,29 @@ def _no_decay_names(model: HierarchicalModel) -> set[str]:
     return {f"backbone.{name}" for name in (ask() if ask else ())}
 
 
+def describe(stage: StageSpec, optimizer: RowwiseAdamW, steps_an_epoch: int) -> list[str]:
+    """What the stage trains, at which rates, how long: for people, before it starts."""
+    steps = stage.epochs * steps_an_epoch
+    shape = f"cosine from {stage.lr:g} to {stage.lr_end:g}" if stage.lr_end else f"constant {stage.lr:g}"
+    warmup = round(stage.warmup_epochs * steps_an_epoch)
+    mixing = "off"
+    if stage.mixing:
+        mixing = f"on, off in the last {stage.mixing_off_epochs} epochs" if stage.mixing_off_epochs else "on"
+    lines = [
+        f"trains {stage.trains}; loss {' + '.join(stage.losses)}; sampler {stage.sampler}; mixing {mixing}",
+        f"{stage.epochs} epochs of {steps_an_epoch:,} steps, {steps:,} in all; lr {shape}, "
+        f"{warmup:,} steps of warm-up",
+    ]
+    for group in optimizer.param_groups:
+        parts = sorted({name.partition(".")[0] for name in group["names"]})
+        weights = sum(parameter.numel() for parameter in group["params"])
+        lines.append(
+            f"{', '.join(parts)}: {weights:,} weights in {len(group['names'])} tensors, "
+            f"lr {stage.lr * group['scale']:g}, weight decay {group['weight_decay']:g}"
+        )
+    return lines
+
+
 def make_optimizer(model: HierarchicalModel, stage: StageSpec, spec: OptimizerSpec) -> RowwiseAdamW:
     """A fresh optimizer for a stage."""
     groups = parameter_groups(model, stage, spec)
@@ -76,10 +102,11 @@ def make_optimizer(model: HierarchicalModel, stage: StageSpec, spec: OptimizerSp
 
 
 class RowwiseAdamW(torch.optim.AdamW):
-    """AdamW that treats each row of a `rowwise` group as a parameter of its own.
+    """AdamW that treats each segment of a `rowwise` group, the rows of one species, as parameters of its own.
 
     A species without a photo in the batch has no gradient in its rows of the disease matrix. Plain AdamW
-    would still move them by momentum; here they rest, as they would in a linear layer of their own.
+    would still move them by momentum; here they rest, as they would in a linear layer of their own. What a
+    step costs goes by the species present.
     """
 
     def set_lr(self, lr: float) -> None:
@@ -91,31 +118,51 @@ class RowwiseAdamW(torch.optim.AdamW):
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One step. Rowwise gradients are used up (None) afterwards."""
         for group in self.param_groups:
-            if group["rowwise"]:
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        self._step_rows(parameter, group)
-                        parameter.grad = None  # so that AdamW passes over it
+            learning = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if group["rowwise"] and learning:
+                present = present_segments([parameter.grad for parameter in learning], group["rowwise"])
+                for parameter in learning:
+                    self._step_segments(parameter, group, present)
+                    parameter.grad = None  # so that AdamW passes over it
         return super().step(closure)
 
-    def _step_rows(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
-        state, gradient = self.state[parameter], parameter.grad
-        assert gradient is not None
+    def _step_segments(self, parameter: nn.Parameter, group: dict[str, Any], present: list[int]) -> None:
+        state, bounds = self.state[parameter], group["rowwise"]
         if not state:
-            state["step"] = torch.zeros(len(parameter), device=parameter.device)
+            state["step"] = torch.zeros(len(bounds) - 1, device=parameter.device)
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
-        rows = gradient.reshape(len(gradient), -1).any(1).nonzero().squeeze(1)
+
+        def segments(rows: torch.Tensor) -> list[torch.Tensor]:
+            return [rows[bounds[species] : bounds[species + 1]] for species in present]
+
+        assert parameter.grad is not None
         first_decay, second_decay = group["betas"]
-        gradient = gradient[rows]
-        step = state["step"][rows] + 1
-        first = torch.lerp(gradient, state["exp_avg"][rows], first_decay)
-        second = torch.lerp(gradient.square(), state["exp_avg_sq"][rows], second_decay)
-        state["step"][rows], state["exp_avg"][rows], state["exp_avg_sq"][rows] = step, first, second
-        by_row = (-1, *(1,) * (parameter.ndim - 1))
-        first = first / (1 - first_decay**step).view(by_row)
-        second = second / (1 - second_decay**step).view(by_row)
-        parameter[rows] -= group["lr"] * first / (second.sqrt() + group["eps"])
+        adamw(
+            segments(parameter),
+            segments(parameter.grad),
+            segments(state["exp_avg"]),
+            segments(state["exp_avg_sq"]),
+            [],
+            [state["step"][species] for species in present],
+            fused=True,
+            amsgrad=False,
+            beta1=first_decay,
+            beta2=second_decay,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+
+def present_segments(gradients: list[torch.Tensor], bounds: list[int]) -> list[int]:
+    """Segments in which something learns. The smallest gradient tells, in practice that of the biases: to
+    read all of the matrix takes longer than the step."""
+    smallest = min(gradients, key=torch.Tensor.numel)
+    rows = smallest.reshape(len(smallest), -1).any(1).nonzero().squeeze(1).cpu().numpy()
+    found: list[int] = np.unique(np.searchsorted(bounds, rows, side="right") - 1).tolist()
+    return found
 
 
 def optimizer_state(optimizer: RowwiseAdamW) -> dict[str, dict[str, torch.Tensor]]:

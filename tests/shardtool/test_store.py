@@ -24,6 +24,7 @@ from shardtool.store import (
     cat,
     exists,
     filesystem,
+    is_passing,
     open_folder,
     patiently,
     reader,
@@ -219,6 +220,14 @@ def test_a_storage_that_goes_on_failing_is_an_error_without_secrets(error: Excep
     with pytest.raises(StorageError, match=r"the storage failed: .* credentials") as caught:
         patiently(failing(3, error), "https://me:secret@host/a?token=secret")
     assert "secret" not in str(caught.value)
+
+
+def test_a_connection_that_ends_in_the_middle_is_tried_again_and_a_mistake_is_not() -> None:
+    aiohttp = pytest.importorskip("aiohttp", reason="needs the package aiohttp")
+    for error in (aiohttp.ServerDisconnectedError(), aiohttp.ClientPayloadError(), TimeoutError()):
+        assert is_passing(error)
+    for error in (ValueError("no"), TypeError("no"), aiohttp.InvalidURL("http:/a")):
+        assert not is_passing(error)
 
 
 def test_what_is_not_there_is_not_asked_for_twice_and_is_named() -> None:

@@ -9,8 +9,9 @@ from torch import nn
 from shardtool.taxonomy import Taxonomy
 from train.losses import class_loss, hierarchical_loss
 from train.mix import Targets
-from train.model import Logits, Segments
+from train.model import Logits
 from train.recipe import LossSpec
+from train.segments import Segments
 
 SPECIES = torch.tensor([0, 1, 2, 2, 0])
 DISEASE = torch.tensor([2, 0, 1, 0, 1])

@@ -27,6 +27,7 @@ from train.data import Batch
 from train.loop import Run, Stopped, train
 from train.metrics import METRICS
 from train.recipe import Recipe, load_recipe
+from train.source import Source, open_source
 from train.step import Step
 
 TINY = Path(__file__).parent / "tiny.toml"
@@ -62,11 +63,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
 
 
 def run(recipe: Recipe, shards: Path, out: Path, workers: int = 0) -> None:
-    train(Run(recipe, *splits(shards), out, CPU, workers))
+    source, val = photos(recipe, shards, workers)
+    train(Run(recipe, source, val, out, CPU, workers))
 
 
-def splits(shards: Path) -> tuple[Split, Split]:
-    return open_split(str(shards / "train")), open_split(str(shards / "val"))
+def photos(recipe: Recipe, shards: Path, workers: int = 0) -> tuple[Source, Split]:
+    source, val, _ = open_source(recipe, str(shards / "train"), "", workers, CPU, (0, 1), index="")
+    return source, val
 
 
 def test_checkpoints_lie_where_the_source_document_has_them(finished: Path) -> None:
@@ -74,6 +77,7 @@ def test_checkpoints_lie_where_the_source_document_has_them(finished: Path) -> N
     stages = {name for name in names if "best" not in name and "val_loss" not in name}
     assert stages == {
         "last.pt",
+        "last-1.pt",
         "disease_heads/disease_heads_epoch=01.pt",
         "disease_heads/disease_heads_final.pt",
         "hierarchical_full/epoch=02.pt",
@@ -211,9 +215,9 @@ def test_batches_are_mixed_in_the_epochs_that_the_recipe_says(
 def test_validation_photos_of_other_classes_are_refused(shards: Path, tmp_path: Path) -> None:
     write_specimens(SpecimenPlan(2, 2, 4, 48, seed=1), tmp_path / "organized")
     pack(tmp_path / "organized", tmp_path / "shards")
-    other = open_split(str(tmp_path / "shards" / "val"))
+    recipe, other = load_recipe(str(TINY)), open_split(str(tmp_path / "shards" / "val"))
     with pytest.raises(UsageError, match="other classes: dropped"):
-        train(Run(load_recipe(str(TINY)), splits(shards)[0], other, tmp_path / "run", CPU, 0))
+        train(Run(recipe, photos(recipe, shards)[0], other, tmp_path / "run", CPU, 0))
 
 
 def test_the_micro_batch_may_change_when_a_run_goes_on(finished: Path, shards: Path) -> None:

@@ -124,7 +124,7 @@ def test_rows_of_absent_species_rest_as_separate_layers_would() -> None:
     torch.manual_seed(0)
     separate = [nn.Parameter(torch.randn(2, 5)) for _ in range(3)]
     matrix = nn.Parameter(torch.cat([p.detach() for p in separate]))
-    group = {"names": ["w"], "scale": 1.0, "weight_decay": 0.0, "rowwise": True}
+    group = {"names": ["w"], "scale": 1.0, "weight_decay": 0.0, "rowwise": [0, 2, 4, 6]}
     ours = RowwiseAdamW([{"params": [matrix], **group}], lr=0.01)
     theirs = torch.optim.AdamW(separate, lr=0.01, weight_decay=0.0)
     for present in ([0, 1], [1], [2, 1], [0], [0, 1, 2], [1]):

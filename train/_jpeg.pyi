@@ -1,0 +1,3 @@
+from train.decode import Pixels
+
+def decode(data: bytes, eighths: int, left: int, top: int, width: int, height: int, out: Pixels) -> bool: ...
