@@ -435,3 +435,7 @@ def _show_answer(item: Prediction | NotAPhoto) -> None:
 def main() -> None:
     """Entry point of the `train-hier` command."""
     terminal.run(app)
+
+
+if __name__ == "__main__":  # torchrun -m train.cli
+    main()

@@ -25,16 +25,19 @@ from shardtool.terminal import clean
 from train.augment import EvalTransform
 from train.checkpoint import LAST, Checkpoint, Position, load_last, save_best, save_last, stage_files
 from train.data import Batch, Loader
-from train.device import autocast, choose_precision, device_name
-from train.evaluate import Evaluated, evaluate, merged
-from train.fill import Replaced
-from train.logbook import Logbook
+from train.device import autocast, choose_precision
+from train.evaluate import Evaluated, calibrate, evaluate, merged
+from train.journal import Journal, timed
+from train.logbook import read_events
 from train.losses import level_weight
-from train.meter import Meter
+from train.meter import Meter, Schedule
 from train.metrics import Scores, score
 from train.model import HierarchicalModel
+from train.order import repeats
 from train.ranks import Ranks
 from train.recipe import CheckpointFolder, Recipe, StageSpec
+from train.report import save_results, write_report
+from train.results import results
 from train.source import Source
 from train.stages import describe, learning_rate, load_optimizer_state, optimizer_state
 from train.step import Step, StepResult, averaged
@@ -81,6 +84,7 @@ class Run:
     ranks: Ranks = field(default_factory=Ranks)
     saving: Saving = field(default_factory=Saving)
     remap: bool = False
+    wandb: str = ""  # a Weights & Biases project
 
     @property
     def data(self) -> str:
@@ -88,6 +92,12 @@ class Run:
         if self.source.digest == self.val.digest:
             return self.source.digest
         return f"{self.source.digest} {self.val.digest}"
+
+    def schedule(self) -> Schedule:
+        """Photos and steps of an epoch of each stage."""
+        tiers = [self.tiers(stage) for stage in self.recipe.stages]
+        photos = [int(repeats(self.source.row, rule).sum()) for rule in tiers]
+        return Schedule(self.recipe.stages, photos, [self.source.steps(rule) for rule in tiers])
 
     def order(self) -> dict[str, Any]:
         """All that decides which photo comes when, by stage: a resume compares it."""
@@ -111,9 +121,11 @@ def train(run: Run) -> Scores:
             stack.enter_context(exclusive(run.out, "train-hier"))
             for folder in (run.out, *(run.out / name for name in BEST_BY)):
                 remove_temporaries(folder)
-        log = stack.enter_context(Logbook(run.out, quiet=not run.ranks.is_first))
+        schedule = run.schedule()
+        journal = Journal(run.out, run.recipe, run.device, schedule, quiet=not run.ranks.is_first)
+        stack.enter_context(journal)
         asked = stack.enter_context(stop_signals())
-        trainer = Trainer(run, log, asked)
+        trainer = Trainer(run, journal, asked)
         stack.callback(trainer.close)
         return trainer.run_stages()
 
@@ -134,8 +146,8 @@ def _check_splits(run: Run) -> None:
 class Trainer:
     """The state of a run: the network, the optimizer of the current stage, the position."""
 
-    def __init__(self, run: Run, log: Logbook, asked: StopRequest) -> None:
-        self.run, self.log, self.asked = run, log, asked
+    def __init__(self, run: Run, journal: Journal, asked: StopRequest) -> None:
+        self.run, self.journal, self.asked = run, journal, asked
         self.recipe, self.device, self.ranks = run.recipe, run.device, run.ranks
         self.taxonomy = run.source.taxonomy
         self.train_counts = np.bincount(run.source.row, minlength=self.taxonomy.rows)
@@ -145,15 +157,17 @@ class Trainer:
             EvalTransform(run.recipe.model.image_size),
             min(run.workers, 2),
             run.device,
-            self.note_replaced,
+            journal.replaced,
         )
-        run.source.listen(self.note_replaced)
+        run.source.listen(journal.replaced)
         self.position, self.finished = Position(), False
         self.metrics: dict[str, float | None] = {}  # of the latest validation
         self.tail_f1: dict[str, float] = {}
+        self.temperatures: dict[str, float] = {}
         self.best: dict[str, float] = {}
         self.protocol: list[str] = []  # of the current stage, in words
-        self.skipped: list[int] = []  # steps since the start of this process that were not taken
+        self.skipped = 0  # steps since the start of this process that were not taken
+        self.damped: list[int] = []
         self.resumed = self._resume()
         self.saved_at, self.saved_steps = time.monotonic(), 0
 
@@ -166,29 +180,33 @@ class Trainer:
 
     def run_stages(self) -> Scores:
         """All stages from the current position; returns the final scores with intervals."""
-        self.log.say(
-            f"{clean(self.recipe.name)} on {clean(device_name(self.device))}, {_dtype_name(self.dtype)}, "
-            f"{len(self.run.source):,} photos, {len(self.taxonomy.species):,} species, "
-            f"{self.taxonomy.rows:,} classes"
+        what = (
+            f"{_dtype_name(self.dtype)}, {len(self.run.source):,} photos, "
+            f"{len(self.taxonomy.species):,} species, {self.taxonomy.rows:,} classes"
         )
-        self.log.event(
-            "run",
-            recipe=self.recipe.as_dict(),
-            data=self.run.data,
-            device=device_name(self.device),
-            precision=_dtype_name(self.dtype),
-            ranks=self.ranks.count,
-            position=vars(self.position),
-        )
+        facts = {"data": self.run.data, "precision": _dtype_name(self.dtype), "ranks": self.ranks.count}
+        self.journal.begin(what, self.position, self.run.wandb, facts)
         for number in range(self.position.stage, len(self.recipe.stages)):
             self._stage(number)
             self.position = Position(number + 1)
+        evaluated = self.validate(outputs=True)
         if not self.finished:
             self.finished = True
+            self.temperatures = self._calibrated(evaluated)
             self.save_last(self.recipe.stages[-1])
-        final = self._scores(self.validate(), intervals=True)
-        self.log.event("finished", metrics=final.values())
+        final = self._scores(evaluated, intervals=True)
+        self.journal.event("finished", metrics=final.values())
+        if self.ranks.is_first:
+            self._report(evaluated)
         return final
+
+    def _report(self, evaluated: Evaluated) -> None:
+        """results.json and report.html beside the run."""
+        events = read_events(self.run.out)
+        save_results(
+            self.run.out, results(evaluated, self.taxonomy, self.train_counts, events), self.run.val, LAST
+        )
+        self.journal.say(f"report: {clean(write_report(self.run.out))}")
 
     def _stage(self, number: int) -> None:
         stage = self.recipe.stages[number]
@@ -200,13 +218,9 @@ class Trainer:
         self.resumed = None  # a later stage starts with a fresh optimizer
         steps = self.run.source.steps(self.run.tiers(stage))
         self.protocol = describe(stage, self.step.optimizer, steps)
-        self.log.say(f"[bold]stage {number + 1} of {len(self.recipe.stages)}: {clean(stage.name)}[/]")
-        for line in self.protocol:
-            self.log.say(f"  {line}")
         learning = sum(parameter.numel() for parameter in self.step.learning)
-        self.log.event(
-            "stage", stage=stage.name, steps_an_epoch=steps, learning=learning, protocol=self.protocol
-        )
+        self.position = replace(self.position, stage=number)
+        self.journal.stage(self.position, self.protocol, steps, learning)
         for epoch in range(self.position.epoch, stage.epochs):
             self._epoch(number, stage, epoch)
 
@@ -221,17 +235,18 @@ class Trainer:
     def _epoch(self, number: int, stage: StageSpec, epoch: int) -> None:
         start, counted = self.position.step, self._epoch_number(number, epoch)
         photos = self.run.source.epoch(counted, self.run.tiers(stage), start)
-        meter = Meter(photos.steps, photos.photos, start)
+        meter = Meter(photos.steps, photos.photos, start, self.device)
         for batch in meter.timed(photos.batches):
-            result = self.train_step(stage, batch, epoch, photos.steps)
+            with meter.working():
+                result = self.train_step(stage, batch, epoch, photos.steps)
             self.position = Position(number, epoch, batch.step + 1)
-            meter.count(len(batch) * self.ranks.count, result.losses)
-            self._note_skipped(result, batch)
-            self.log.progress(self._lines(stage, batch.step, meter))
+            meter.count(result.photos, result.losses)
+            self._look_at(result)
+            self.journal.step(self.position, meter, self.step.optimizer)
             self._pause_point(stage)
-        evaluated = self.validate()
+        evaluated, seconds = timed(lambda: self.validate(outputs=stage.trains == "all"))
         self.position = Position(number, epoch + 1)
-        self._close_epoch(number, stage, epoch, evaluated, meter)
+        self._close_epoch(number, stage, epoch, evaluated, seconds, meter)
 
     def train_step(self, stage: StageSpec, batch: Batch, epoch: int, steps_an_epoch: int) -> StepResult:
         """One step, with the rate, the mixing and the random numbers of its place in the run."""
@@ -243,21 +258,22 @@ class Trainer:
         mixing = stage.mixing and epoch < stage.epochs - stage.mixing_off_epochs
         return self.step(batch, lr, mixing, generator)
 
-    def _note_skipped(self, result: StepResult, batch: Batch) -> None:
-        """Name the photos behind a step that was not taken. Raises TrainingError after too many."""
+    def _look_at(self, result: StepResult) -> None:
+        """Tell what was unusual about a step. Raises TrainingError after too many that were not taken."""
+        if result.halved:
+            self.journal.halved(self.position, self.step.micro_batch)
+        if (damped := self.step.damped) != self.damped:
+            self.damped = damped
+            self.journal.damped(self.position, [self.taxonomy.species[species] for species in damped])
         if not result.skipped:
             return
-        self.skipped.append(batch.step)
+        self.skipped += 1
         named = [self._named(sample) for sample in result.bad[:NAMED_PHOTOS]]
-        photos = "; ".join(named) or "no single photo: the gradient is not finite"
-        self.log.event("skipped", step=batch.step, samples=result.bad, losses=result.losses, photos=named)
-        self.log.say(
-            f"  [bold red]step {batch.step + 1:,} skipped[/], its loss is not finite: {clean(photos)}"
-        )
-        if len(self.skipped) > self.recipe.optimizer.max_skipped:
+        self.journal.skipped(self.position, result.bad, named)
+        if self.skipped > self.recipe.optimizer.max_skipped:
             raise TrainingError(
-                f"{len(self.skipped)} steps had a loss or gradient that is not finite, the last because of "
-                f"{photos}",
+                f"{self.skipped} steps had a loss or gradient that is not finite, the last because of "
+                f"{'; '.join(named) or 'the gradient alone'}",
                 cure="look at these photos; or start anew with another --out, and a lower lr or "
                 "--set optimizer.precision=fp32",
             )
@@ -267,7 +283,7 @@ class Trainer:
         species, disease = self.taxonomy.row_names[int(self.run.source.row[sample])]
         return f"{species}/{disease}, {self.run.source.where(sample)}"
 
-    def validate(self) -> Evaluated:
+    def validate(self, outputs: bool = False) -> Evaluated:
         """Every photo of the validation split, once on one of the ranks; the stage's frozen parts stay
         frozen."""
         network = self.model if self.average is None else cast(HierarchicalModel, self.average.module)
@@ -281,6 +297,7 @@ class Trainer:
             autocast(self.device, self.dtype),
             self.recipe.loss,
             samples=mine,
+            outputs=outputs,
         )
         for name, part in network.named_children():
             part.train(modes[name])
@@ -289,27 +306,41 @@ class Trainer:
     # ---- saving -----------------------------------------------------------------------------
 
     def _close_epoch(
-        self, number: int, stage: StageSpec, epoch: int, evaluated: Evaluated, meter: Meter
+        self, number: int, stage: StageSpec, epoch: int, evaluated: Evaluated, seconds: float, meter: Meter
     ) -> None:
         scores = self._scores(evaluated)
         self.metrics, self.tail_f1 = scores.values(), scores.tail_f1(self.taxonomy)
+        self.temperatures = self._calibrated(evaluated)
         val_loss = self._val_loss(stage, evaluated)
         counted = 1 + epoch + self._epochs_before(number, stage.folder)
-        self.log.event(
-            "epoch",
-            stage=stage.name,
-            epoch=counted,
-            metrics=self.metrics,
-            val_loss=val_loss,
-            **meter.summary(),
-        )
-        shown = "  ".join(f"{name} {value:.1%}" for name, value in self.metrics.items() if value is not None)
-        self.log.say(
-            f"  epoch {counted:02d}  {meter.rates()}  {meter.losses()}  val loss {val_loss:.3f}  {shown}"
-        )
+        # the place of the last step: the epoch belongs to its stage
+        last = Position(number, epoch, meter.steps)
+        self.journal.epoch(last, counted, meter, scores, val_loss, seconds)
+        self._log_heads(last)
         if self.ranks.is_first:
             with self._surviving_a_full_disk():
                 self._save_epoch(number, stage, epoch, counted, val_loss)
+
+    def _log_heads(self, position: Position) -> None:
+        """Running loss of each species' disease head, and the norm of its gradient when it was measured."""
+        watch, norms = self.step.watch, self.step.head_norms
+        seen = watch.seen.tolist()
+        if any(seen):
+            self.journal.event(
+                "heads",
+                position,
+                species=[name for name, steps in zip(self.taxonomy.species, seen, strict=True) if steps],
+                loss=[loss for loss, steps in zip(watch.running.tolist(), seen, strict=True) if steps],
+                gradient=[norm for norm, steps in zip(norms.tolist(), seen, strict=True) if steps]
+                if norms is not None
+                else None,
+            )
+
+    def _calibrated(self, evaluated: Evaluated) -> dict[str, float]:
+        """Temperatures, where the numbers for them were kept."""
+        if evaluated.outputs is None or not len(evaluated.samples):
+            return {}
+        return {name: float(value) for name, value in vars(calibrate(evaluated, self.taxonomy)).items()}
 
     def _save_epoch(self, number: int, stage: StageSpec, epoch: int, counted: int, val_loss: float) -> None:
         """The best checkpoint so far, those of the end of a stage, and last.pt."""
@@ -329,8 +360,7 @@ class Trainer:
         try:
             yield
         except NoSpace as error:
-            self.log.event("not saved", error=str(error))
-            self.log.say(f"[bold red]not saved[/], training goes on: {clean(error)}")
+            self.journal.not_saved(error)
             self.saved_at = time.monotonic()
 
     def _val_loss(self, stage: StageSpec, evaluated: Evaluated) -> float:
@@ -361,7 +391,7 @@ class Trainer:
         signal = next(filter(None, self.ranks.gather(self.asked.signal)), "")
         if signal:
             self.save_last(stage)
-            self.log.event("stopped", signal=signal, position=vars(self.position))
+            self.journal.event("stopped", self.position, signal=signal)
             raise Stopped(
                 f"stopped by {signal}, everything is saved",
                 where=self.run.out,
@@ -385,6 +415,7 @@ class Trainer:
             metrics=self.metrics,
             tail_f1=self.tail_f1,
             best=dict(self.best),
+            temperatures=self.temperatures,
             ema={} if self.average is None else self.average.module.state_dict(),
             finished=self.finished,
         )
@@ -404,15 +435,8 @@ class Trainer:
             self.average.n_averaged.fill_(1)  # else the next update would start anew
         self.position, self.finished = last.position, last.finished
         self.metrics, self.tail_f1, self.best = last.metrics, last.tail_f1, dict(last.best)
-        if self.finished:
-            self.log.say(
-                f"this run is finished; for another one, give another --out than {clean(self.run.out)}"
-            )
-        else:
-            self.log.say(
-                f"going on from {LAST}: stage {last.position.stage + 1}, "
-                f"epoch {last.position.epoch + 1}, step {last.position.step}"
-            )
+        self.temperatures = last.temperatures
+        self.journal.resumed(self.position, self.finished)
         return last
 
     def _newest(self) -> Checkpoint | None:
@@ -423,30 +447,16 @@ class Trainer:
         if not self.ranks.is_first:
             last, notes = load_last(self.run.out)
         for note in notes:
-            self.log.event("damaged", note=note)
-            self.log.say(f"[bold red]{clean(note)}[/]")
+            self.journal.damaged(note)
         if last is None:
             return None
-        if notes:
-            self.log.say(
-                f"using stage {last.position.stage + 1}, epoch {last.position.epoch + 1}, "
-                f"step {last.position.step}"
-            )
         if self.run.remap and last.taxonomy.digest != self.taxonomy.digest:
-            self.log.say(f"classes mapped by name: {clean(last.taxonomy.difference(self.taxonomy))}")
+            self.journal.say(f"classes mapped by name: {clean(last.taxonomy.difference(self.taxonomy))}")
             last = last.remapped(self.taxonomy)
             last.check_resumable(self.recipe.as_dict(), self.taxonomy, last.dataset, last.order)
         else:
             last.check_resumable(self.recipe.as_dict(), self.taxonomy, self.run.data, self.run.order())
         return last
-
-    def note_replaced(self, replaced: Replaced) -> None:
-        """A bad photo goes into the log, once."""
-        self.log.event("replaced", **vars(replaced))
-        self.log.say(
-            f"  [yellow]bad photo[/]: {clean(replaced.reason)} ({clean(replaced.where)}); "
-            "another one of its class is used in its place"
-        )
 
     # ---- small facts ------------------------------------------------------------------------
 
@@ -472,18 +482,6 @@ class Trainer:
             position.stage < len(self.recipe.stages)
             and position.epoch < self.recipe.stages[position.stage].epochs
         )
-
-    def _lines(self, stage: StageSpec, step: int, meter: Meter) -> list[str]:
-        """Where the run is, how fast it goes, what it learns."""
-        steps, position = meter.steps, self.position
-        left = (stage.epochs - position.epoch - (step + 1) / steps) * meter.epoch_photos
-        minutes, seconds = divmod(round(meter.seconds_for(round(left))), 60)
-        return [
-            f"stage {position.stage + 1}/{len(self.recipe.stages)} {stage.name}  "
-            f"epoch {position.epoch + 1}/{stage.epochs}  step {step + 1:,}/{steps:,}",
-            f"{meter.rates()}  stage done in {minutes}:{seconds:02d}",
-            meter.losses(),
-        ]
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

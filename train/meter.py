@@ -140,10 +140,6 @@ class Meter:
     def losses(self) -> str:
         return self.recent().losses_text()
 
-    def seconds_for(self, photos: int) -> float:
-        """How long so many photos will take at the speed of this epoch."""
-        return photos * self.epoch.seconds / max(self.epoch.photos, 1)
-
     def _tally(self) -> Tally:
         return Tally(busy=None if self._clock.read() is None else 0.0)
 

@@ -6,7 +6,7 @@ Legend: B photos of this rank, T photos of the global batch, S species.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,15 +28,18 @@ NORM_STEPS = 50  # between two looks at the gradient of each head: it is as larg
 
 @dataclass(frozen=True)
 class StepResult:
-    """`losses`: the mean of each level over the global batch, and the gradient's norm before clipping.
+    """`losses`: the mean of each level over the `photos` of the global batch, and the gradient's norm before
+    clipping.
 
     `bad`: sample ids whose loss is not finite, of a step that was therefore not taken; empty but skipped
-    where only the gradient is not finite.
+    where only the gradient is not finite. `halved`: memory did not suffice for as many photos at a time.
     """
 
     losses: dict[str, float]
+    photos: int
     skipped: bool = False
     bad: tuple[int, ...] = ()
+    halved: bool = False
 
 
 class Step:
@@ -60,6 +63,7 @@ class Step:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.never_mix = recipe.mix.model_copy(update={"probability": 0.0})
         self.micro_batch = recipe.optimizer.micro_batch
+        self.damped: list[int] = []  # species whose disease head diverges
         self.head_norms: torch.Tensor | None = None  # of the latest step that was measured
         segments = model.segments
         sizes = segments.valid.sum(1).to(device)
@@ -77,9 +81,11 @@ class Step:
         batch = batch.to(self.device)
         total = self._total(len(batch))
         images, targets = self._mixed(batch, mixing, generator)
+        before = self.micro_batch
         losses = self._gradients(images, targets, total, seed)
         means = self._summed(losses, targets, total)
-        return self._update(means, losses, batch)
+        result = self._update(means, losses, batch, total)
+        return result if self.micro_batch == before else replace(result, halved=True)
 
     def _total(self, photos: int) -> int:
         count = torch.tensor([photos], device=self.device)
@@ -168,7 +174,9 @@ class Step:
             none.index_add(0, targets.species, ones),
         ]
 
-    def _update(self, means: dict[str, float], losses: dict[Level, torch.Tensor], batch: Batch) -> StepResult:
+    def _update(
+        self, means: dict[str, float], losses: dict[Level, torch.Tensor], batch: Batch, total: int
+    ) -> StepResult:
         """Damp what diverges, clip and step."""
         self.scaler.unscale_(self.optimizer)
         if batch.step % NORM_STEPS == 0:
@@ -179,13 +187,13 @@ class Step:
         finite = math.isfinite(norm) or self.scaler.is_enabled()
         if not finite or not all(map(math.isfinite, means.values())):
             self.optimizer.zero_grad(set_to_none=True)
-            return StepResult(means, True, self._not_finite(losses, batch))
+            return StepResult(means, total, True, self._not_finite(losses, batch))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update_parameters(self.model)
-        return StepResult({**means, "gradient norm": norm} if math.isfinite(norm) else means)
+        return StepResult({**means, "gradient norm": norm} if math.isfinite(norm) else means, total)
 
     def _clip(self) -> float:
         """Scale the gradient down to the recipe's norm; returns the norm that it had. A gradient that is
@@ -204,7 +212,8 @@ class Step:
 
     def _damp(self) -> None:
         heads = list(self.model.disease_heads.parameters())
-        if bool((self.watch.scale < 1).any()):
+        self.damped = self.watch.damped() if "disease" in self.stage.losses else []
+        if self.damped:
             for gradient in (head.grad for head in heads if head.grad is not None):
                 self.watch.damp(gradient)
 

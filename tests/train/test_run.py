@@ -152,7 +152,7 @@ def _kill_in_stage(stage: str, shards: Path, out: Path) -> None:
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )
-    _wait(lambda: f'"stage": "{stage}", "steps' in _log(out) or process.poll() is not None)
+    _wait(lambda: f'"stage": "{stage}", "number' in _log(out) or process.poll() is not None)
     process.kill()
     process.wait()
     assert '"finished"' not in _log(out), "it was not killed in time"
