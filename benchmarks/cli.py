@@ -17,21 +17,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shardtool import __version__, terminal
-from shardtool.errors import UsageError
+from shardtool.errors import Status, UsageError
 
 if TYPE_CHECKING:
     from benchmarks.probes import Bench, Measurement
     from benchmarks.report import Setting, Verdict
     from train.recipe import Recipe
 
-app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+app = typer.Typer(
+    invoke_without_command=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings=terminal.HELP_OPTIONS,
+)
 
 CPUS = terminal.cpus()
 BUSY_LOAD = 0.75  # processes a core over the last minute
 
 
-@app.command(context_settings=terminal.HELP_OPTIONS)
+@app.callback()
 def bench(
+    context: typer.Context,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode and augment.")] = 8,
     shards: Annotated[
         str, typer.Option(help="Packed split: data/shards/train; by default specimens are drawn.")
@@ -62,11 +68,37 @@ def bench(
     if version:
         typer.echo(f"bench-io {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is not None:
+        return
     _check_writable(json_file)
     quiet = json_file == "-"
     with contextlib.nullcontext(shards) if shards else _specimens(workers, quiet) as folder:
         prepared = _prepare(folder, recipe, overrides or (), device, workers, quick)
         _measure(prepared, shards or "drawn specimens", quick, json_file)
+
+
+@app.command(context_settings=terminal.HELP_OPTIONS)
+def doctor(
+    shards: Annotated[
+        str, typer.Option(help="Packed split, for its disk and its photos: data/shards/train.")
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON on stdout.")] = False,
+) -> None:
+    """Look for what makes training fail or crawl on this machine, and say what cures it.
+
+    Ends with status 1 if something is a problem. What cannot be read is unknown, with the reason.
+
+    Example: bench-io doctor --shards data/shards/train
+    """
+    from benchmarks.doctor import as_json as findings_as_json
+    from benchmarks.doctor import examine, table, worst
+
+    findings = examine(shards)
+    if as_json:
+        terminal.emit(findings_as_json(findings))
+    else:
+        terminal.console.print(table(findings))
+    raise typer.Exit(Status.FAILED if worst(findings) else Status.DONE)
 
 
 @contextlib.contextmanager
@@ -112,9 +144,9 @@ def _recipe(name: str, overrides: Sequence[str]) -> Recipe:
 
 
 def _measure(bench: Bench, shards: str, quick: bool, json_file: str) -> None:
-    from benchmarks.machine import hardware, versions
     from benchmarks.probes import measure
     from benchmarks.report import as_json, verdict
+    from train.machine import hardware, versions
 
     quiet = json_file == "-"
     setting = _setting(bench, shards, quick)
@@ -204,4 +236,5 @@ def _write(json_file: str, value: dict[str, Any]) -> None:
 
 def main() -> None:
     """Entry point of the `bench-io` command."""
-    terminal.run(app, as_json="-" in sys.argv)
+    doctor_json = "doctor" in sys.argv and "--json" in sys.argv
+    terminal.run(app, as_json=doctor_json or "-" in sys.argv)

@@ -26,11 +26,12 @@ import torch
 import typer
 from torch import nn
 
-from benchmarks.machine import hardware, peak_memory, versions
+from benchmarks.machine import peak_memory
 from shardtool import terminal
 from shardtool.taxonomy import Taxonomy
 from shardtool.text import size_text
 from train.losses import class_loss
+from train.machine import hardware, versions
 from train.recipe import LossSpec
 from train.segments import DiseaseLogits, Segments, Unmultiplied, disease_logits
 from train.stages import RowwiseAdamW

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from benchmarks.machine import Missing, filesystem_type, hardware, tool_versions, versions
+from benchmarks.machine import Missing, filesystem_type, tool_versions
 from benchmarks.memory import memory
 from benchmarks.photos import check_folders, make_photos
 from benchmarks.rivals import Contender, Lap, contenders, make_ready
@@ -26,6 +26,7 @@ from benchmarks.simulated import plan_simulated
 from shardtool import terminal
 from shardtool.errors import UsageError
 from shardtool.text import counted
+from train.machine import hardware, versions
 
 if TYPE_CHECKING:
     from rich.table import Table

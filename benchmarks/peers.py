@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from benchmarks.machine import Missing, hardware, versions
+from benchmarks.machine import Missing
 from benchmarks.photos import check_folders
 from benchmarks.rival_loaders.clock import Span
 from benchmarks.rival_loaders.environment import RECIPES, Environment, run
@@ -29,6 +29,7 @@ from benchmarks.rival_loaders.photos import lay_out, made_once, make_photos, pho
 from shardtool import terminal
 from shardtool.errors import UsageError
 from shardtool.index import open_split
+from train.machine import hardware, versions
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.gpu import Sampler, Usage
 from shardtool.index import Split
 from train.augment import Transform, train_transform
 from train.data import Batch, Loader
@@ -37,6 +36,7 @@ from train.order import EpochOrder, blocks, epoch_order
 from train.randaugment import rand_augment
 from train.recipe import Recipe, StageSpec
 from train.step import Step
+from train.utilisation import Sampler, Usage
 
 CHUNK = 4 << 20  # bytes a read
 REGION = 128 << 20  # bytes of shards that the disk probes read: small enough to stay in the page cache

@@ -32,9 +32,9 @@ def protocol(
 
     Example: python -m benchmarks.protocol --shards data/shards --recipe small --json leaves-small.json
     """
-    from benchmarks.machine import hardware, versions
     from shardtool.index import open_manifest
     from train.device import choose_device
+    from train.machine import hardware, versions
 
     manifest = open_manifest(str(shards))
     with tempfile.TemporaryDirectory(prefix="protocol-") as folder:

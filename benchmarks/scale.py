@@ -25,9 +25,9 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from benchmarks.machine import hardware, versions
 from shardtool import columns, terminal
 from shardtool.text import counted, size_text
+from train.machine import hardware, versions
 from train.order import BLOCK_BYTES, EpochOrder, blocks, epoch_order, repeats
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)

@@ -68,6 +68,14 @@ class Where(NamedTuple):
     out: Path
 
 
+class Habits(NamedTuple):
+    """How a run is kept: when it saves, what it does with other classes, who else is told."""
+
+    saving: Saving
+    remap: bool
+    wandb: str
+
+
 _SCORES_CURE = "give what train-hier evaluate --json printed"
 
 
@@ -88,6 +96,7 @@ def train(
     save_steps: Annotated[int, typer.Option(min=0, help="The same in steps, 0: by time alone.")] = 0,
     keep: Annotated[int, typer.Option(min=1, help="How many checkpoints to go on from.")] = 2,
     remap: Annotated[bool, typer.Option(help="Go on with other classes, mapped by name.")] = False,
+    wandb: Annotated[str, typer.Option(metavar="PROJECT", help="Show curves in Weights & Biases, too.")] = "",
     version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print it.")] = False,
 ) -> None:
     """Train (without a sub-command), evaluate, predict, plan."""
@@ -96,11 +105,11 @@ def train(
         raise typer.Exit
     if context.invoked_subcommand is not None:
         return
-    spec = _recipe(recipe, overrides, pretrained)
     from train.loop import Saving
 
-    where = Where(shards, val, out or Path("runs") / spec.name)
-    _train(spec, where, workers, device, Saving(save_minutes * 60, save_steps, keep), remap)
+    spec = _recipe(recipe, overrides, pretrained)
+    habits = Habits(Saving(save_minutes * 60, save_steps, keep), remap, wandb)
+    _train(spec, Where(shards, val, out or Path("runs") / spec.name), workers, device, habits)
 
 
 @app.command()
@@ -118,6 +127,7 @@ def evaluate(
     """
     from shardtool.index import open_split
     from train.checkpoint import Checkpoint, find_checkpoint
+    from train.logbook import read_events
     from train.metrics import score
     from train.results import results
     from train.tables import show_results, show_scores
@@ -125,7 +135,7 @@ def evaluate(
     path = find_checkpoint(checkpoint)
     found = Checkpoint.load(path)
     evaluated = _evaluate(found, open_split(shards), workers, device, quiet=as_json)
-    value = results(evaluated, found.taxonomy, found.train_counts, _events(path))
+    value = results(evaluated, found.taxonomy, found.train_counts, read_events(path))
     if as_json:
         terminal.emit(value)
     else:
@@ -295,7 +305,7 @@ def _recipe(name: str, overrides: Sequence[str] | None, pretrained: bool) -> Rec
     return load_recipe(name, [*(overrides or []), *extra])
 
 
-def _train(spec: Recipe, where: Where, workers: int, device: str, saving: Saving, remap: bool) -> None:
+def _train(spec: Recipe, where: Where, workers: int, device: str, habits: Habits) -> None:
     from train.compat import import_torchvision
     from train.device import choose_device
     from train.loop import Run
@@ -315,7 +325,7 @@ def _train(spec: Recipe, where: Where, workers: int, device: str, saving: Saving
         )
         for line in filter(None, (note, lost) if ranks.is_first else ()):
             terminal.say(f"[dim]{terminal.clean(line)}[/]")
-        scores = run_training(Run(spec, source, val, where.out, chosen, workers, ranks, saving, remap))
+        scores = run_training(Run(spec, source, val, where.out, chosen, workers, ranks, *habits))
         if ranks.is_first:
             show_scores(scores)
             terminal.say(f"next: train-hier predict {terminal.clean(where.out)} PHOTO")
@@ -367,21 +377,6 @@ def _evaluate(found: Checkpoint, split: Split, workers: int, device: str, quiet:
             advance,
             outputs=True,
         )
-
-
-def _events(checkpoint: Path) -> list[dict[str, Any]] | None:
-    """What the run of a checkpoint has logged; None where there is no log beside it."""
-    import json
-
-    logs = (folder / "events.jsonl" for folder in (checkpoint.parent, checkpoint.parent.parent))
-    log = next((path for path in logs if path.is_file()), None)
-    if log is None:
-        return None
-    events = []
-    for line in log.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError):  # a line that a power cut has torn
-            events.append(json.loads(line))
-    return events
 
 
 def _temperatures(found: Checkpoint, file: Path | None) -> Temperatures:

@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from benchmarks.gpu import Usage
 from benchmarks.probes import PROBES, Measurement, On
 from benchmarks.report import OVERHEAD, Setting, as_json, band, explanations, table, verdict
+from train.utilisation import Usage
 
 GPU = Setting(
     recipe="swin_tiny",

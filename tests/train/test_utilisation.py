@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu import Sampler, Usage, find_source
+from train.utilisation import Sampler, Usage, find_source
 
 CUDA = torch.device("cuda")
 
