@@ -11,12 +11,13 @@ export PATH := $(ENV)/bin:$(PATH)
 
 PYTEST_FLAGS ?=
 DEMO_TRAIN_FLAGS ?=
+PILLOW_SIMD ?= 12.1.1.post0
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check format clean
+.PHONY: help env demo test check format simd simd-undo clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile
 
 env: ## make or update the environment
 	@sh install.sh
@@ -52,7 +53,26 @@ format: env ## format the code, fix what ruff can fix
 	ruff format
 	ruff check --fix
 
+# Built before anything is removed, so that a failed build leaves Pillow in place. Both distributions are
+# named PIL once imported, so both have to go first. --no-cache-dir: pip would take a wheel that it built
+# without these CFLAGS. webp=enable: without libwebp's headers the build fails, not the reading of WebP photos.
+simd: env ## replace Pillow by Pillow-SIMD, which lacks a security fix (see README)
+	@grep -qw avx2 /proc/cpuinfo || { echo "make simd: this processor has no AVX2: keep Pillow" >&2; exit 1; }
+	rm -rf build/simd
+	CFLAGS=-mavx2 python -m pip wheel -q --no-cache-dir --no-deps --no-binary pillow-simd \
+		--config-settings=webp=enable --wheel-dir build/simd pillow-simd==$(PILLOW_SIMD)
+	python -m pip uninstall -q -y pillow pillow-simd
+	python -m pip install -q --no-deps --no-index build/simd/*.whl
+	@python -c 'import PIL; print("Pillow is now", PIL.__version__, "in", PIL.__path__[0])'
+	@echo "'pip check' now misses pillow: it knows only that name, the imports are the same"
+
+simd-undo: env ## take Pillow-SIMD out, put the tested Pillow back
+	python -m pip uninstall -q -y pillow-simd pillow
+	python -m pip install -q --no-deps -c constraints.txt pillow
+	@python -c 'import PIL; print("Pillow is now", PIL.__version__, "in", PIL.__path__[0])'
+
 clean: ## remove caches, builds and the demo; keeps .venv, your data and your runs
 	rm -rf data/demo runs/demo build dist *.egg-info
+	rm -f train/*.so
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find shardtool train benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +

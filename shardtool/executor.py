@@ -14,6 +14,8 @@ from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExec
 from importlib.metadata import version
 from typing import Any, TypeVar
 
+import PIL
+
 from shardtool import __version__
 from shardtool.errors import UsageError, UserError
 
@@ -88,7 +90,8 @@ def _check_versions(client: Any) -> None:
 
 def _versions() -> list[str]:
     """Of what decides the bytes of a shard."""
-    return [f"shardtool {__version__}", *(f"{name} {version(name)}" for name in ("Pillow", "pyarrow"))]
+    # Pillow-SIMD is another distribution of the same module
+    return [f"shardtool {__version__}", f"Pillow {PIL.__version__}", f"pyarrow {version('pyarrow')}"]
 
 
 class Cluster(Executor):

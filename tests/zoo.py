@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, features
 
 Pixels = NDArray[np.uint8]
 WIDTH, HEIGHT = 48, 32
@@ -287,11 +287,14 @@ def _formats() -> Iterator[Animal]:
         "two pictures in one JPEG (MPO)", f"{cage}/stereo.jpg", saved(image, "MPO", **animation), Kept()
     )
     pair = picture(32, 16, (RED, BLUE, RED, BLUE))
-    for fault, name, text in (
-        ("arithmetic-coded JPEG", "arithmetic.jpg", _ARITHMETIC),
-        ("lossless JPEG", "lossless.jpg", _LOSSLESS),
+    rare = Converted("rare JPEG coding", pair)
+    # Pillow-SIMD uses the system's libjpeg-turbo, which may be one that cannot read them
+    reads_lossless = int((features.version("libjpeg_turbo") or "0").partition(".")[0]) >= 3
+    for fault, name, text, fate in (
+        ("arithmetic-coded JPEG", "arithmetic.jpg", _ARITHMETIC, rare),
+        ("lossless JPEG", "lossless.jpg", _LOSSLESS, rare if reads_lossless else Refused("damaged")),
     ):
-        yield _file(fault, f"{cage}/{name}", base64.b85decode(text), Converted("rare JPEG coding", pair))
+        yield _file(fault, f"{cage}/{name}", base64.b85decode(text), fate)
 
 
 def _colours() -> Iterator[Animal]:

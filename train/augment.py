@@ -9,21 +9,28 @@ from __future__ import annotations
 from typing import Protocol
 
 import cv2
+import numpy as np
+from numpy.typing import NDArray
 
 from train.decode import Pixels, decode
-from train.draws import RAND_AUGMENT_STREAM, generator
-from train.fused import FusedTransform
+from train.draws import COLUMNS, RAND_AUGMENT_STREAM, generator
+from train.fused import FusedTransform, apply_crop
 from train.randaugment import RandAugment, rand_augment
 from train.recipe import AugmentSpec
 
 
 class Transform(Protocol):
     """JPEG bytes -> pixels: writes uint8 [size, size, 3] into `out`; the same for the same (epoch, sample,
-    copy), whatever was done before. Raises ValueError for a photo that does not decode."""
+    copy), whatever was done before. Raises ValueError for a photo that does not decode.
+
+    What it leaves to the device it returns, as a row of draws.COLUMNS.
+    """
 
     size: int
 
-    def __call__(self, photo: bytes, out: Pixels, epoch: int, sample: int, copy: int) -> None: ...
+    def __call__(
+        self, photo: bytes, out: Pixels, epoch: int, sample: int, copy: int
+    ) -> NDArray[np.float32] | None: ...
 
 
 class EvalTransform:
@@ -35,6 +42,24 @@ class EvalTransform:
     def __call__(self, photo: bytes, out: Pixels, epoch: int = 0, sample: int = 0, copy: int = 0) -> None:
         pixels, _ = decode(photo, self.size)
         cv2.resize(pixels, (self.size, self.size), dst=out, interpolation=cv2.INTER_LINEAR)
+
+
+class DeviceTransform:
+    """The worker's share of what train.device_augment finishes: decode, crop, JPEG round trip."""
+
+    def __init__(self, profile: str, size: int, seed: int) -> None:
+        self.size, self._fused = size, FusedTransform(profile, size, seed)
+
+    def __call__(self, photo: bytes, out: Pixels, epoch: int, sample: int, copy: int) -> NDArray[np.float32]:
+        plan = self._fused.plan(photo, epoch, sample, copy)
+        pixels, box = decode(photo, self.size, plan.box)
+        apply_crop(plan, pixels, box, out)
+        return plan.row()
+
+
+def plan_columns(transform: Transform) -> int:
+    """Numbers a photo that the transform leaves to the device."""
+    return len(COLUMNS) if isinstance(transform, DeviceTransform) else 0
 
 
 class WithRandAugment:
@@ -52,6 +77,8 @@ class WithRandAugment:
 def train_transform(spec: AugmentSpec, size: int, seed: int) -> Transform:
     """What a recipe does to its training photos."""
     first: Transform
+    if spec.engine == "device":
+        return DeviceTransform(spec.profile, size, seed)
     if spec.engine == "fused":
         first = FusedTransform(spec.profile, size, seed)
     else:

@@ -34,9 +34,8 @@ LAST = "last.pt"
 DIGEST_SUFFIX = ".sha256"
 BEST_SUFFIX = "-best.pt"
 FREE_SETTINGS = (
-    "name",
-    "optimizer.micro_batch",
-    "optimizer.max_skipped",
+    *("name", "optimizer.micro_batch", "optimizer.max_skipped"),
+    *("model.compile", "model.fused_attention"),
 )  # they do not decide what is learned
 
 
@@ -141,9 +140,9 @@ class Checkpoint:
         optimizer."""
         species = _places(self.taxonomy.species, taxonomy.species)
         rows = _places(self.taxonomy.row_names, taxonomy.row_names)
-        fresh = torch.Generator().manual_seed(int(self.recipe["seed"]))
 
         def moved(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            fresh = torch.Generator().manual_seed(int(self.recipe["seed"]))  # the mean starts as its weights
             return {
                 name: _moved(tensor, {"species_head": species, "disease_heads": rows}[part], fresh)
                 if (part := name.partition(".")[0]) in ("species_head", "disease_heads")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from shardtool.errors import DatasetError, TrainingError
 from shardtool.index import Split
-from train.augment import Transform
+from train.augment import Transform, plan_columns
 from train.engine import InProcess, Task, Workers
 from train.fill import Filler, Replaced
 from train.order import EpochOrder
@@ -35,6 +35,7 @@ FEW_BAD, BAD_SHARE = 8, 0.01  # of the split: so many photos may be bad before t
 class Batch:
     """images uint8 [B, H, W, 3]; species, disease (inside the species), sample: int64 [B].
 
+    `plan` float32 [B, K] is what train.device_augment still has to do to each photo, None for nothing.
     From a Loader on the CPU the images are a view of a slot: valid until the next batch is asked for.
     """
 
@@ -43,6 +44,7 @@ class Batch:
     disease: torch.Tensor
     sample: torch.Tensor
     step: int
+    plan: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -63,6 +65,7 @@ class Batch:
             function(self.disease),
             function(self.sample),
             self.step,
+            None if self.plan is None else function(self.plan),
         )
 
 
@@ -118,7 +121,8 @@ class Loader:
         if self._pipeline is not None and self._pipeline.slots.batch < order.batch:
             self.close()
         if self._pipeline is None:
-            slots = Slots(1 + BATCHES_AHEAD if self.workers else 1, order.batch, self.transform.size)
+            count, columns = 1 + BATCHES_AHEAD if self.workers else 1, plan_columns(self.transform)
+            slots = Slots(count, order.batch, self.transform.size, columns)
             fill = Filler(self.split, self.transform, slots, self._seed)
             self._pipeline = _Pipeline(slots, fill, self.workers, self.device)
         try:
@@ -245,6 +249,7 @@ class _Pipeline:
             torch.from_numpy(slot.disease[photos].copy()),
             torch.from_numpy(slot.sample[photos].copy()),
             ready.step,
+            torch.from_numpy(slot.plan[photos].copy()) if slot.plan.size else None,
         )
 
 

@@ -72,9 +72,11 @@ class Filler:
             return photo
         sample = int(slot.sample[row])
         try:
-            self.transform(photo, slot.images[row], epoch, sample, int(slot.copy[row]))
+            left = self.transform(photo, slot.images[row], epoch, sample, int(slot.copy[row]))
         except ValueError as error:
             return CorruptSample(f"not decodable: {error}", where=self.split.where(sample))
+        if left is not None:
+            slot.plan[row] = left
         return None
 
     def _replace(self, slot: Slot, row: int, fault: CorruptSample, epoch: int) -> Replaced:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from shardtool.errors import NoSpace, Status, TrainingError, UsageError, UserError
-from shardtool.files import exclusive, remove_temporaries
+from shardtool.files import exclusive, no_space, remove_temporaries
 from shardtool.index import Split
 from shardtool.terminal import clean
 from train.augment import EvalTransform
@@ -38,6 +38,7 @@ from train.ranks import Ranks
 from train.recipe import CheckpointFolder, Recipe, StageSpec
 from train.report import save_results, write_report
 from train.results import results
+from train.selftest import prepare_model
 from train.source import Source
 from train.stages import describe, learning_rate, load_optimizer_state, optimizer_state
 from train.step import Step, StepResult, averaged
@@ -186,6 +187,7 @@ class Trainer:
         )
         facts = {"data": self.run.data, "precision": _dtype_name(self.dtype), "ranks": self.ranks.count}
         self.journal.begin(what, self.position, self.run.wandb, facts)
+        self.micro_batch = 0 if self.finished else self._prepare()
         for number in range(self.position.stage, len(self.recipe.stages)):
             self._stage(number)
             self.position = Position(number + 1)
@@ -200,6 +202,17 @@ class Trainer:
             self._report(evaluated)
         return final
 
+    def _prepare(self) -> int:
+        """Try the network on the real shapes before anything long; returns the photos that fit at a time, 0
+        for as many as the recipe wants."""
+        share = -(-min(self.recipe.optimizer.batch, len(self.run.source)) // self.ranks.count)
+        asked = min(self.recipe.optimizer.micro_batch or share, share)
+        prepared = prepare_model(self.model, self.recipe, self.device, self.dtype, asked, self.ranks)
+        for finding in prepared.findings:
+            self.journal.event("selftest", **finding.event())
+            self.journal.say(f"  {clean(finding.line())}")
+        return prepared.micro_batch if prepared.micro_batch < asked else 0
+
     def _report(self, evaluated: Evaluated) -> None:
         """results.json and report.html beside the run."""
         events = read_events(self.run.out)
@@ -213,6 +226,7 @@ class Trainer:
         if self.position.epoch >= stage.epochs:
             return
         self.step = Step(self.model, self.recipe, stage, self.device, self.ranks, self.average)
+        self.step.micro_batch = self.micro_batch or self.step.micro_batch
         if self.resumed:
             self._continue_step(self.resumed)
         self.resumed = None  # a later stage starts with a fresh optimizer
@@ -261,7 +275,8 @@ class Trainer:
     def _look_at(self, result: StepResult) -> None:
         """Tell what was unusual about a step. Raises TrainingError after too many that were not taken."""
         if result.halved:
-            self.journal.halved(self.position, self.step.micro_batch)
+            self.micro_batch = self.step.micro_batch
+            self.journal.halved(self.position, self.micro_batch)
         if (damped := self.step.damped) != self.damped:
             self.damped = damped
             self.journal.damped(self.position, [self.taxonomy.species[species] for species in damped])
@@ -292,7 +307,7 @@ class Trainer:
         evaluated = evaluate(
             network,
             self.val_loader,
-            self.recipe.optimizer.micro_batch or self.recipe.optimizer.batch,
+            self.micro_batch or self.recipe.optimizer.micro_batch or self.recipe.optimizer.batch,
             self.device,
             autocast(self.device, self.dtype),
             self.recipe.loss,
@@ -346,7 +361,8 @@ class Trainer:
         """The best checkpoint so far, those of the end of a stage, and last.pt."""
         folder = self.run.out / stage.folder
         value = self.metrics[BEST_BY[stage.folder]]
-        if value is not None and value > self.best.get(stage.folder, -1.0):
+        # a network that gives no numbers can still score, by the class that it then names
+        if value is not None and math.isfinite(val_loss) and value > self.best.get(stage.folder, -1.0):
             save_best(folder, counted, self._checkpoint(stage))
             self.best[stage.folder] = value
         if epoch + 1 == stage.epochs:
@@ -359,8 +375,11 @@ class Trainer:
         """The checkpoints that are there stay, and the next save tries again."""
         try:
             yield
-        except NoSpace as error:
-            self.journal.not_saved(error)
+        except (NoSpace, OSError) as error:
+            full = no_space(error, self.run.out) if isinstance(error, OSError) else error
+            if full is None:
+                raise
+            self.journal.not_saved(full)
             self.saved_at = time.monotonic()
 
     def _val_loss(self, stage: StageSpec, evaluated: Evaluated) -> float:
@@ -432,7 +451,6 @@ class Trainer:
         self.average = averaged(self.model, self.recipe.optimizer.ema)
         if self.average is not None and last.ema:
             self.average.module.load_state_dict(last.ema)
-            self.average.n_averaged.fill_(1)  # else the next update would start anew
         self.position, self.finished = last.position, last.finished
         self.metrics, self.tail_f1, self.best = last.metrics, last.tail_f1, dict(last.best)
         self.temperatures = last.temperatures

@@ -13,7 +13,7 @@ import torch
 from shardtool.terminal import cpus
 from train.device import device_name
 
-DISTRIBUTIONS = ("torch", "torchvision", "timm", "albumentations", "numpy", "pillow", "simplejpeg")
+DISTRIBUTIONS = ("torch", "torchvision", "timm", "albumentations", "numpy", "simplejpeg")
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
@@ -34,16 +34,22 @@ def hardware(device: torch.device) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Versions of what the stages run on."""
     import cv2
+    import PIL
 
     found = {name: _version(name) for name in DISTRIBUTIONS}
-    # OpenCV comes as one of several distributions
-    return {"python": platform.python_version(), **found, "opencv": cv2.__version__}
+    # these two come as one of several distributions
+    return {
+        "python": platform.python_version(),
+        **found,
+        "pillow": PIL.__version__,
+        "opencv": cv2.__version__,
+    }
 
 
 def _version(distribution: str) -> str:
     try:
         return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:  # a fork that goes by another name, as Pillow-SIMD
+    except importlib.metadata.PackageNotFoundError:
         return "unknown"
 
 

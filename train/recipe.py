@@ -70,10 +70,16 @@ class AugmentSpec(_Spec):
     """What is done to each training photo (docs/design.md lists the profiles)."""
 
     profile: Literal["seed", "table", "light", "core", "none"] = "seed"
-    engine: Literal["fused", "albumentations"] = "fused"
+    engine: Literal["fused", "albumentations", "device"] = "fused"
     rand_augment: Literal["off", "all", "lesion-safe"] = "off"
     rand_augment_ops: int = Field(2, ge=1)
     rand_augment_magnitude: int = Field(9, ge=0, le=10)
+
+    @model_validator(mode="after")
+    def _rand_augment_comes_last(self) -> AugmentSpec:
+        if self.engine == "device" and self.rand_augment != "off":
+            raise ValueError("engine device needs rand_augment off: it follows the rest, and runs on the CPU")
+        return self
 
 
 class MixSpec(_Spec):

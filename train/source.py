@@ -181,6 +181,12 @@ def open_source(
         loader = Loader(split, transform, workers, device, seed=recipe.seed, part=part)
         source = Indexed(split, loader, recipe.seed, recipe.optimizer.batch)
         return source, _open_val(val or _beside(shards), index, progress), ""
+    if recipe.augment.engine == "device":
+        raise UsageError(
+            "photos without an index are augmented by the workers",
+            where=shown(shards),
+            cure="--set augment.engine=fused, or shardtool index first",
+        )
     if not val:
         raise UsageError(
             "photos without an index need a validation split", where=shown(shards), cure="give --val"

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from shardtool.errors import TrainingError
 from train.data import Batch, prepare
 from train.device import autocast, choose_precision
+from train.device_augment import augment
 from train.losses import hierarchical_loss, ignorance
 from train.mix import Targets, mix
 from train.model import HierarchicalModel
@@ -23,6 +24,7 @@ from train.recipe import Level, Recipe, StageSpec
 from train.stages import freeze, make_optimizer
 from train.watch import HeadWatch
 
+AUGMENTED = 64  # photos at a time on the device: each takes a dozen float32 images
 NORM_STEPS = 50  # between two looks at the gradient of each head: it is as large as the matrix
 
 
@@ -97,6 +99,8 @@ class Step:
     ) -> tuple[torch.Tensor, Targets]:
         """This rank's part of the mixed global batch, float [B, 3, H, W]: partners come from all ranks."""
         spec = self.recipe.mix if mixing else self.never_mix
+        if batch.plan is not None:
+            batch = replace(batch, images=self._augmented(batch.images, batch.plan, generator))
         if self.ranks.count == 1 or not mixing:
             return mix(prepare(batch.images, self.device), batch.species, batch.disease, spec, generator)
         before = sum(self.ranks.gather(len(batch))[: self.ranks.rank])
@@ -104,6 +108,16 @@ class Step:
         images, species, disease = map(self.ranks.concatenate, (batch.images, batch.species, batch.disease))
         mixed, targets = mix(prepare(images, self.device), species, disease, spec, generator)
         return mixed[own], targets[own]
+
+    def _augmented(
+        self, images: torch.Tensor, plan: torch.Tensor, generator: np.random.Generator
+    ) -> torch.Tensor:
+        """What the workers left of the augmentation, some photos at a time for the sake of memory. With other
+        ranks, other photos get the same noise."""
+        noise = torch.Generator(self.device)
+        noise.manual_seed((int(generator.integers(1 << 63)) + self.ranks.rank) % (1 << 63))
+        pieces = zip(images.split(AUGMENTED), plan.split(AUGMENTED), strict=True)
+        return torch.cat([augment(*piece, noise) for piece in pieces])
 
     def _gradients(
         self, images: torch.Tensor, targets: Targets, total: int, seed: int
@@ -183,14 +197,15 @@ class Step:
             self._measure_heads()
         self._damp()
         norm = self._clip()
-        # under float16 a gradient that overflows is the scaler's business: it skips the step
-        finite = math.isfinite(norm) or self.scaler.is_enabled()
-        if not finite or not all(map(math.isfinite, means.values())):
-            self.optimizer.zero_grad(set_to_none=True)
-            return StepResult(means, total, True, self._not_finite(losses, batch))
-        self.scaler.step(self.optimizer)
+        # a scaled gradient that overflows is the scaler's business: it skips the step and scales less
+        finite = math.isfinite(norm) or self.scaler.get_scale() > 1
+        taken = finite and all(map(math.isfinite, means.values()))
+        if taken:
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        if not taken:
+            return StepResult(means, total, True, self._not_finite(losses, batch))
         if self.average is not None:
             self.average.update_parameters(self.model)
         return StepResult({**means, "gradient norm": norm} if math.isfinite(norm) else means, total)
@@ -226,7 +241,10 @@ class Step:
 
 
 def averaged(model: HierarchicalModel, decay: float) -> AveragedModel | None:
-    """The running mean of a network's weights, 0 for none: each step leaves `decay` of it."""
+    """The running mean of a network's weights, those at hand to begin with; each step leaves `decay` of it,
+    and 0 is for no mean."""
     if not decay:
         return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    average.n_averaged.fill_(1)  # with 0 the first step would replace it, after a resume too
+    return average

@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import PIL
+
 from benchmarks.machine import Missing
 from shardtool import terminal
 
@@ -123,7 +125,8 @@ class Environment:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         self._run([sys.executable, "-m", "venv", "--clear", self.folder / "venv"])
-        pins = {name: importlib.metadata.version(name).partition("+")[0] for name in SHARED}
+        here = {"pillow": PIL.__version__.partition(".post")[0]}  # Pillow-SIMD goes by another name
+        pins = {name: here.get(name) or importlib.metadata.version(name).partition("+")[0] for name in SHARED}
         torch = [f"{name}=={pins[name]}" for name in ("torch", "torchvision")]
         self._constraints.write_text("".join(f"{name}=={release}\n" for name, release in pins.items()))
         try:
