@@ -22,6 +22,7 @@ from shardtool.errors import Status, UsageError
 if TYPE_CHECKING:
     from benchmarks.probes import Bench, Measurement
     from benchmarks.report import Setting, Verdict
+    from shardtool.quality import ShuffleQuality
     from train.recipe import Recipe
 
 app = typer.Typer(
@@ -175,7 +176,20 @@ def _setting(bench: Bench, shards: str, quick: bool) -> Setting:
         batch=spec.optimizer.batch,
         augmented=(spec.augment.profile, spec.augment.rand_augment) != ("none", "off"),
         quick=quick,
+        mixing=_mixing(bench),
     )
+
+
+def _mixing(bench: Bench) -> ShuffleQuality:
+    """How well the first epoch of a training mixes the species."""
+    import numpy as np
+
+    from train.order import blocks, epoch_order, order_quality
+
+    split, once = bench.split, np.ones(len(bench.split), dtype=np.uint8)
+    place = blocks(split.shard, split.offset)
+    order = epoch_order(once, place, bench.recipe.seed, 0, bench.recipe.optimizer.batch)
+    return order_quality(order, split.species)
 
 
 def _introduce(bench: Bench, setting: Setting) -> None:
@@ -184,9 +198,12 @@ def _introduce(bench: Bench, setting: Setting) -> None:
 
     if note := import_torchvision():
         terminal.say(f"[dim]{note}[/]")
+    mixing = setting.mixing
     terminal.say(
         f"recipe {terminal.clean(setting.recipe)} on {terminal.clean(device_name(bench.device))}, "
-        f"{setting.workers} workers on {setting.cores} cores, {setting.photos:,} photos"
+        f"{setting.workers} workers on {setting.cores} cores, {setting.photos:,} photos; "
+        f"{mixing.distinct:.1f} species meet in a batch of {mixing.batch}, "
+        f"{mixing.expected:.1f} would by chance"
     )
     if (load := os.getloadavg()[0]) > BUSY_LOAD * setting.cores:
         terminal.say(

@@ -70,13 +70,20 @@ class Contender:
 
 def contenders() -> list[Contender]:
     """Everybody: all do the core work, ours and the source document's all of tier 1 and 2, too."""
-    return [*_both("core"), *_peers(), *_both("full")]
+    threads = "the same work in threads of the trainer's process"
+    return [
+        *_both("core"),
+        Contender("ours, threads", "ours_threads", "core", "uint8", threads),
+        *_peers(),
+        *_both("full"),
+        Contender("ours, threads", "ours_threads", "full", "uint8", threads),
+    ]
 
 
 def _both(work: Work) -> list[Contender]:
     return [
         Contender("ours", "ours", work, "uint8", "train.data.Loader, as the trainer uses it"),
-        Contender("ours, float", "ours", work, "float32", "the same, then train.data.prepare on the CPU"),
+        Contender("ours, float", "ours", work, "float32", "the same, then train.data.Normaliser on the CPU"),
         Contender(
             "seed, files", "seed_files", work, "float32", "the source document's DataLoader, loose files"
         ),

@@ -11,6 +11,7 @@ from rich.bar import Bar
 from rich.table import Table
 
 from shardtool import terminal
+from shardtool.quality import ShuffleQuality
 
 if TYPE_CHECKING:
     from benchmarks.probes import Measurement
@@ -22,7 +23,8 @@ BAR_WIDTH = 12
 
 @dataclass(frozen=True)
 class Setting:
-    """What was measured; `device` is a type ("cuda", "cpu"), `augmented` whether photos are changed."""
+    """What was measured; `device` is a type ("cuda", "cpu"), `augmented` whether photos are changed,
+    `mixing` how many species meet in a batch."""
 
     recipe: str
     shards: str
@@ -34,6 +36,7 @@ class Setting:
     batch: int
     augmented: bool
     quick: bool
+    mixing: ShuffleQuality
 
     @property
     def busy_cores(self) -> int:

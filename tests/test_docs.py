@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,32 @@ def test_the_packing_table_is_the_measured_one() -> None:
     slowest = max(plan["seconds"] for plan in results["plans"])
     most = max(plan["peak_bytes"] for plan in results["plans"])
     assert f"ten million photos in {slowest:.0f} seconds and {most / 1e9:.1f} GB" in words
+
+
+def peers_table(results: Sequence[dict[str, Any]]) -> str:
+    """The README's table of loaders from the JSONs of `python -m benchmarks.peers`: leaves, large photos."""
+    columns = [(rows["rows"], work) for rows in results for work in ("core", "full")]
+    names = dict.fromkeys(row["name"] for rows in results for row in rows["rows"])
+    lines = [
+        "| images/s | leaves, core | full | 1024 × 768, core | full |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name in names:
+        cells = []
+        for rows, work in columns:
+            found = [row for row in rows if (row["name"], row["work"]) == (name, work)]
+            rate = found[0].get("images_per_second") if found else None
+            cells.append(f"{rate['median']:,.0f}" if rate else "not run" if found else "")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def test_the_table_of_loaders_is_the_measured_one() -> None:
+    files = [ROOT / "benchmarks" / "results" / f"peers-{photos}.json" for photos in ("leaves", "large")]
+    results = [json.loads(file.read_text()) for file in files]
+    shown = re.search(r"<!-- peers:begin.*?-->\n(.*?)\n?<!-- peers:end -->", README, re.DOTALL)
+    assert shown is not None
+    assert shown[1].strip() == peers_table(results)
 
 
 def test_the_small_recipe_has_as_many_parameters_as_the_readme_says() -> None:

@@ -69,14 +69,31 @@ class Batch:
         )
 
 
+class Normaliser:
+    """uint8 [B, H, W, 3] -> normalised float32 [B, 3, H, W] (channels_last) on the device.
+
+    Into one buffer, which the next call writes again: fresh memory of that size costs a CPU several times
+    the arithmetic, in page faults.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._buffer = device, torch.empty(0, device=device)
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        batch, height, width, _ = images.shape
+        scale, offset = _scale_and_offset(self._device, width)
+        # whole lines at a time: broadcasting over the three channels alone takes nine times as long on a CPU
+        levels = images.to(self._device, non_blocking=True).view(batch * height, 3 * width)
+        if self._buffer.numel() < levels.numel():
+            self._buffer = torch.empty(levels.numel(), device=self._device)
+        lines = self._buffer[: levels.numel()].view_as(levels).copy_(levels)
+        torch.addcmul(offset, lines, scale, out=lines)
+        return lines.view(batch, height, width, 3).permute(0, 3, 1, 2)
+
+
 def prepare(images: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """uint8 [B, H, W, 3] -> normalised float32 [B, 3, H, W] (channels_last) on the device."""
-    batch, height, width, _ = images.shape
-    scale, offset = _scale_and_offset(device, width)
-    # whole lines at a time: broadcasting over the three channels alone takes nine times as long on a CPU
-    lines = images.to(device, non_blocking=True).view(batch * height, 3 * width).float()
-    torch.addcmul(offset, lines, scale, out=lines)
-    return lines.view(batch, height, width, 3).permute(0, 3, 1, 2)
+    """The same into memory of its own."""
+    return Normaliser(device)(images)
 
 
 @cache

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from shardtool.taxonomy import Taxonomy
 from train.calibration import BEAM, Outputs, Temperatures, fit_temperatures, held_half
-from train.data import Batch, Loader, prepare
+from train.data import Batch, Loader, Normaliser
 from train.losses import hierarchical_loss
 from train.metrics import TOP, Predictions
 from train.mix import Targets
@@ -69,6 +69,7 @@ def evaluate(
     model.eval()
     asked = np.arange(len(loader.split)) if samples is None else samples
     order = EpochOrder(asked, np.zeros(len(asked), dtype=np.int64), batch)
+    normalise = Normaliser(device)
     tally = _Tally(model.segments, loss.model_copy(update={"label_smoothing": 0.0}), outputs)
     for photos in loader.epoch(order, epoch=0):
         wanted, _ = order.step(photos.step)
@@ -76,7 +77,7 @@ def evaluate(
         if len(readable):
             on_device = readable.to(device)
             with autocast:
-                logits = model(prepare(on_device.images, device))
+                logits = model(normalise(on_device.images))
             tally.add(on_device, logits)
         progress(len(photos))
     return tally.result(asked)

@@ -254,7 +254,7 @@ class Trainer:
             with meter.working():
                 result = self.train_step(stage, batch, epoch, photos.steps)
             self.position = Position(number, epoch, batch.step + 1)
-            meter.count(result.photos, result.losses)
+            meter.count(result.photos, {} if result.skipped else result.losses)
             self._look_at(result)
             self.journal.step(self.position, meter, self.step.optimizer)
             self._pause_point(stage)

@@ -13,7 +13,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from shardtool.errors import TrainingError
-from train.data import Batch, prepare
+from train.data import Batch, Normaliser
 from train.device import autocast, choose_precision
 from train.device_augment import augment
 from train.losses import hierarchical_loss, ignorance
@@ -58,6 +58,7 @@ class Step:
     ) -> None:
         self.model, self.recipe, self.stage, self.device = model, recipe, stage, device
         self.ranks, self.average = ranks or Ranks(), average
+        self.normalise = Normaliser(device)
         freeze(model, stage.trains)
         self.optimizer = make_optimizer(model, stage, recipe.optimizer)
         self.learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -102,11 +103,11 @@ class Step:
         if batch.plan is not None:
             batch = replace(batch, images=self._augmented(batch.images, batch.plan, generator))
         if self.ranks.count == 1 or not mixing:
-            return mix(prepare(batch.images, self.device), batch.species, batch.disease, spec, generator)
+            return mix(self.normalise(batch.images), batch.species, batch.disease, spec, generator)
         before = sum(self.ranks.gather(len(batch))[: self.ranks.rank])
         own = slice(before, before + len(batch))
         images, species, disease = map(self.ranks.concatenate, (batch.images, batch.species, batch.disease))
-        mixed, targets = mix(prepare(images, self.device), species, disease, spec, generator)
+        mixed, targets = mix(self.normalise(images), species, disease, spec, generator)
         return mixed[own], targets[own]
 
     def _augmented(

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from benchmarks.probes import PROBES, Measurement, On
 from benchmarks.report import OVERHEAD, Setting, as_json, band, explanations, table, verdict
+from shardtool.quality import ShuffleQuality
 from train.utilisation import Usage
 
 GPU = Setting(
@@ -25,6 +26,7 @@ GPU = Setting(
     batch=256,
     augmented=True,
     quick=False,
+    mixing=ShuffleQuality(256, 96.5, 97.1),
 )
 ON: dict[str, On] = {
     "shard read": "one core",

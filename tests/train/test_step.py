@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,15 @@ SPECIES = torch.tensor([0, 0, 1, 2, 2, 0, 1, 2, 0, 2])
 DISEASE = torch.tensor([0, 2, 0, 1, 0, 1, 0, 0, 1, 1])
 LR = 1e-3
 Make = Callable[..., Step]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """On networks this small, threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
