@@ -119,6 +119,12 @@ def test_the_table_of_loaders_is_the_measured_one() -> None:
     shown = re.search(r"<!-- peers:begin.*?-->\n(.*?)\n?<!-- peers:end -->", README, re.DOTALL)
     assert shown is not None
     assert shown[1].strip() == peers_table(results)
+    words, (small, large) = " ".join(README.split()), (value["ratios"] for value in results)
+    seed = [[ratios[f"{work}_over_seed_snippet"] for work in ("core", "full")] for ratios in (small, large)]
+    assert f"ours is {seed[0][0]:.1f} (core) and {seed[0][1]:.1f} times (full) the document's" in words
+    assert f"{seed[1][0]:.1f} and {seed[1][1]:.1f} on large photos" in words
+    best = [ratios["core_over_best_peer"] for ratios in (small, large)]
+    assert f"{best[0]:.2f} and {best[1]:.2f} times the best of the others" in words
 
 
 def test_the_small_recipe_has_as_many_parameters_as_the_readme_says() -> None:

@@ -449,6 +449,10 @@ def test_other_classes_are_refused_with_the_difference_and_remap_keeps_what_was_
         for before, row in kept:
             assert torch.equal(start[f"{part}.weight"][row], old.model[f"{part}.weight"][before])
     assert torch.equal(start["backbone.norm.weight"], old.model["backbone.norm.weight"])
+    moved, added = old.remapped(new.taxonomy), new.taxonomy.species.index("Zz_Species")
+    for name in ("species_head.weight", "disease_heads.weight"):  # new rows are the same in the mean
+        assert torch.equal(moved.model[name], start[name])
+    assert torch.equal(moved.ema["species_head.weight"][added], start["species_head.weight"][added])
     run(recipe, other_classes, tmp_path)  # from now on they are the classes of this run
 
 
