@@ -418,10 +418,8 @@ def _running(
     bench: Bench, order: EpochOrder, consume: Callable[[Batch], int] = len
 ) -> Iterator[Iterator[Batch]]:
     """Batches after the workers' first round, which `consume` gets; the workers end with the block."""
-    source = Loader(bench.split, bench.transform, bench.workers, bench.device)
-    # an expression, since closing it lets go of the loader, and with it of the workers
-    with contextlib.closing(batch for batch in source.epoch(order, 0)) as batches:
-        del source
+    with Loader(bench.split, bench.transform, bench.workers, bench.device) as source:
+        batches = source.epoch(order, 0)
         for batch in _round(bench, batches):
             consume(batch)
         yield batches

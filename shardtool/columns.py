@@ -114,9 +114,13 @@ def _kinds(taxonomy: Taxonomy) -> tuple[type[np.integer[Any]], ...]:
 # ---- the file ------------------------------------------------------------------------------------
 
 
-def kept_at(sidecars: Sequence[str], taxonomy: Taxonomy) -> Path:
-    """Where the columns of these sidecars (SHA-256) are kept, or would be."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "shardtool"
+def kept_at(sidecars: Sequence[str], taxonomy: Taxonomy) -> Path | None:
+    """Where the columns of these sidecars (SHA-256) are kept, or would be; None for who has no home."""
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    except RuntimeError:
+        return None
+    folder = cache / "shardtool"
     name = hashlib.sha256(json.dumps([FORMAT, taxonomy.digest, *sidecars]).encode()).hexdigest()
     return folder / f"{name}{ENDING}"
 

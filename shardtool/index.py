@@ -39,6 +39,7 @@ from shardtool.taxonomy import Taxonomy
 FORMAT = 1
 DATASET_FILE = "dataset.json"
 REPORT_FILE = "report.json"
+PROBE_TRIES = 3
 PROBED = 1000  # shards of which a photo is read when a split is opened
 # Sidecars read side by side: behind a URL each is a round trip; here, a thread costs some 15 MB that stay.
 REMOTE_SIDECARS, LOCAL_SIDECARS = 8, 2
@@ -442,8 +443,32 @@ def open_split(folder: str, check: bool = True) -> Split:
         ),
         check=check and found.checked,
     )
-    split.read(_probes(split.firsts))
+    _probe(split)
     return split
+
+
+def _probe(split: Split) -> None:
+    """Read a photo of each shard, or of PROBED of them: the first ones of an exchanged shard are all wrong.
+    Raises DatasetError."""
+    samples = _probes(split.firsts)
+    try:
+        split.read(samples)
+    except CorruptSample:
+        for sample in samples.tolist():
+            _any_of(split, sample)
+
+
+def _any_of(split: Split, first: int) -> None:
+    """Raises CorruptSample if PROBE_TRIES photos from one on, of its shard, are bad."""
+    end = int(split.firsts[np.searchsorted(split.firsts, first, side="right")])
+    for sample in range(first, min(first + PROBE_TRIES, end)):
+        try:
+            split.read([sample])
+        except CorruptSample as error:
+            fault = error
+        else:
+            return
+    raise fault
 
 
 def _probes(firsts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -459,9 +484,11 @@ def _columns(folder: str, entries: Sequence[ShardEntry], taxonomy: Taxonomy) -> 
     The sidecars are checked in both cases. Raises DatasetError.
     """
     counts = [entry.samples for entry in entries]
-    total, path = sum(counts), columns.kept_at([entry.sidecar_sha256 for entry in entries], taxonomy)
-    large = total >= columns.KEPT_PHOTOS
-    kept = columns.find_kept(path, total, taxonomy) if large else None
+    total = sum(counts)
+    path = None
+    if total >= columns.KEPT_PHOTOS:
+        path = columns.kept_at([entry.sidecar_sha256 for entry in entries], taxonomy)
+    kept = columns.find_kept(path, total, taxonomy) if path else None
     at_once = REMOTE_SIDECARS if is_remote(folder) else LOCAL_SIDECARS
     with ThreadPoolExecutor(at_once) as threads:
         each = partial(ordered, threads, jobs=entries, in_flight=2 * at_once)
@@ -470,7 +497,7 @@ def _columns(folder: str, entries: Sequence[ShardEntry], taxonomy: Taxonomy) -> 
                 pass
             return kept
         found = columns.collect(each(partial(_index_columns, folder)), counts, taxonomy)
-    if large:
+    if path:
         columns.keep(path, found)
         found = columns.find_kept(path, total, taxonomy) or found
     return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -129,28 +129,41 @@ class Loader:
         self.on_replaced, self._seed = on_replaced, seed
         self.replaced: dict[int, Replaced] = {}  # by sample
         self._pipeline: _Pipeline | None = None
+        self._current: Generator[Batch, None, None] | None = None
 
     def epoch(self, order: EpochOrder, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches `start`, start + 1, … of an epoch; one epoch at a time.
 
         Raises DatasetError for what a worker met, TrainingError if one dies.
         """
-        if self._pipeline is not None and self._pipeline.slots.batch < order.batch:
-            self.close()
+        if self._current is not None:
+            self._current.close()  # an epoch that was left early
+        self._current = self._batches(order, epoch, start)
+        return self._current
+
+    def _batches(self, order: EpochOrder, epoch: int, start: int) -> Generator[Batch, None, None]:
+        most = -(-order.batch // self._part[1])  # photos of this rank in a batch
+        if self._pipeline is not None and self._pipeline.slots.batch < most:
+            self._stop()
         if self._pipeline is None:
             count, columns = 1 + BATCHES_AHEAD if self.workers else 1, plan_columns(self.transform)
-            slots = Slots(count, order.batch, self.transform.size, columns)
+            slots = Slots(count, most, self.transform.size, columns)
             fill = Filler(self.split, self.transform, slots, self._seed)
             self._pipeline = _Pipeline(slots, fill, self.workers, self.device)
         try:
             draws = _Draws(order, epoch, start, *self._part)
             yield from self._pipeline.epoch(draws, self._note)
         except TrainingError:  # a worker is missing
-            self.close()
+            self._stop()
             raise
 
     def close(self) -> None:
         """Stop the workers and give the memory back."""
+        if self._current is not None:
+            self._current.close()
+        self._stop()
+
+    def _stop(self) -> None:
         if self._pipeline is not None:
             self._pipeline.engine.close()
         self._pipeline = None
@@ -217,8 +230,9 @@ class _Pipeline:
         self.engine: InProcess[Replaced] | Workers[Replaced] = (
             Workers(fill, workers) if workers else InProcess(fill)
         )
-        if device.type == "cuda":
-            slots.pin()  # not before the fork: locked pages are not inherited
+        # not before the fork: locked pages are not inherited
+        self._pinned = device.type == "cuda" and slots.pin()
+        self._copied: dict[int, torch.cuda.Event] = {}  # by slot: when its copy to the device was queued
 
     def epoch(self, draws: _Draws, note: Callable[[Replaced], None]) -> Iterator[Batch]:
         free, steps = deque(range(len(self.slots))), iter(range(draws.start, draws.order.steps))
@@ -233,12 +247,17 @@ class _Pipeline:
                     self._collect(filling, note)
                 ready = filling.popleft()
                 yield self._batch(ready)
+                if self._pinned:  # the copy to the device, which was queued by now, may still be under way
+                    self._copied[ready.slot] = torch.cuda.Event()
+                    self._copied[ready.slot].record()
                 free.append(ready.slot)
         finally:
             self.engine.cancel()
 
     def _hand_out(self, draws: _Draws, step: int, number: int) -> _Filling:
         """Write into a slot what is wanted, and tell the workers."""
+        if number in self._copied:
+            self._copied.pop(number).synchronize()
         slot, (samples, copies) = self.slots[number], draws.step(step)
         count, (later, _) = len(samples), draws.step(step + ANNOUNCED_AHEAD)
         slot.sample[:count], slot.copy[:count] = samples, copies

@@ -16,6 +16,8 @@ import multiprocessing.process
 import os
 import signal
 import struct
+import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -81,21 +83,40 @@ class Workers(Generic[Note]):
     """Processes that do `work`; they are forked, so what it refers to is shared and not copied."""
 
     def __init__(self, work: Work[Note], count: int) -> None:
-        context = multiprocessing.get_context("fork")
         self._cancelled = mmap.mmap(-1, 1)  # shared with the workers
         self._pending = 0
+        self._workers: dict[Connection, multiprocessing.process.BaseProcess] = {}
         tasks, self._writer = os.pipe()
         _TRAINER_ENDS.add(self._writer)
-        self._workers: dict[Connection, multiprocessing.process.BaseProcess] = {}
-        for _ in range(count):
-            answers, theirs = context.Pipe(duplex=False)
-            _TRAINER_ENDS.add(answers.fileno())
-            arguments = (work, tasks, theirs, self._cancelled)
-            process = context.Process(target=_serve, args=arguments, daemon=True)
+        # also at the end of the program: multiprocessing would wait for workers that ignore its signal
+        self._stop = weakref.finalize(self, _stop, os.getpid(), self._writer, self._workers)
+        try:
+            for _ in range(count):
+                self._start(work, tasks)
+        except OSError as error:
+            self.close()
+            raise TrainingError(
+                f"{count} data workers cannot be started: {error.strerror}",
+                cure="use fewer --workers, or raise ulimit -n and ulimit -u",
+            ) from error
+        finally:
+            os.close(tasks)
+
+    def _start(self, work: Work[Note], tasks: int) -> None:
+        context = multiprocessing.get_context("fork")
+        answers, theirs = context.Pipe(duplex=False)
+        _TRAINER_ENDS.add(answers.fileno())
+        arguments = (work, tasks, theirs, self._cancelled)
+        process = context.Process(target=_serve, args=arguments, daemon=True)
+        self._workers[answers] = process
+        try:
             process.start()
+        except OSError:
+            del self._workers[answers]
+            _TRAINER_ENDS.discard(answers.fileno())
+            raise
+        finally:
             theirs.close()
-            self._workers[answers] = process
-        os.close(tasks)
 
     def submit(self, task: Task) -> None:
         self._pending += 1
@@ -121,19 +142,24 @@ class Workers(Generic[Note]):
 
     def close(self) -> None:
         """Let the workers end; kill what does not."""
-        if not self._workers:
-            return
-        _TRAINER_ENDS.discard(self._writer)
-        os.close(self._writer)
-        for answers in self._workers:
-            _TRAINER_ENDS.discard(answers.fileno())
-            answers.close()
-        for process in self._workers.values():
-            process.join(STOP_SECONDS)
-            if process.is_alive():
-                process.kill()
-                process.join()
-        self._workers = {}
+        self._stop()
+
+
+def _stop(trainer: int, writer: int, workers: dict[Connection, multiprocessing.process.BaseProcess]) -> None:
+    if os.getpid() != trainer:  # a worker that got a copy of another engine
+        return
+    _TRAINER_ENDS.discard(writer)
+    os.close(writer)
+    for answers in workers:
+        _TRAINER_ENDS.discard(answers.fileno())
+        answers.close()
+    deadline = time.monotonic() + STOP_SECONDS
+    for process in workers.values():
+        process.join(max(deadline - time.monotonic(), 0))
+        if process.is_alive():
+            process.kill()
+            process.join()
+    workers.clear()
 
 
 # Descriptors of this process that a forked worker must close: as long as one of them holds the other end
@@ -154,9 +180,8 @@ def _serve(work: Work[Any], tasks: int, answers: Connection, cancelled: mmap.mma
     for descriptor in _TRAINER_ENDS:
         os.close(descriptor)
     # the trainer decides how to stop; its own handlers came along with the fork
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # they may go to the whole group
+        signal.signal(number, signal.SIG_IGN)
     gc.freeze()  # else the first collection would copy every page that was inherited
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
@@ -169,8 +194,12 @@ def _serve(work: Work[Any], tasks: int, answers: Connection, cancelled: mmap.mma
 def _death(process: multiprocessing.process.BaseProcess) -> TrainingError:
     process.join(STOP_SECONDS)
     status = process.exitcode or 0
-    how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+    if status >= 0:
+        return TrainingError(
+            f"a data worker ended with status {status}, for the reason that it printed above",
+            cure="this is a bug: please report it",
+        )
     return TrainingError(
-        f"a data worker died: process {process.pid}, {how}",
+        f"a data worker died: process {process.pid}, killed by {signal.Signals(-status).name}",
         cure="often want of memory (dmesg tells): use fewer --workers; the same command goes on",
     )

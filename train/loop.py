@@ -25,8 +25,10 @@ from shardtool.terminal import clean
 from train.augment import EvalTransform
 from train.checkpoint import LAST, Checkpoint, Position, load_last, save_best, save_last, stage_files
 from train.data import Batch, Loader
+from train.decode import HAS_REGIONS
 from train.device import autocast, choose_precision
 from train.evaluate import Evaluated, calibrate, evaluate, merged
+from train.fused import HAS_RECOLOUR
 from train.journal import Journal, timed
 from train.logbook import read_events
 from train.losses import level_weight
@@ -185,7 +187,13 @@ class Trainer:
             f"{_dtype_name(self.dtype)}, {len(self.run.source):,} photos, "
             f"{len(self.taxonomy.species):,} species, {self.taxonomy.rows:,} classes"
         )
-        facts = {"data": self.run.data, "precision": _dtype_name(self.dtype), "ranks": self.ranks.count}
+        # pixels differ by rounding with and without the C extensions
+        facts = {
+            "built": {"_jpeg": HAS_REGIONS, "_pixels": HAS_RECOLOUR},
+            "data": self.run.data,
+            "precision": _dtype_name(self.dtype),
+            "ranks": self.ranks.count,
+        }
         self.journal.begin(what, self.position, self.run.wandb, facts)
         self.micro_batch = 0 if self.finished else self._prepare()
         for number in range(self.position.stage, len(self.recipe.stages)):

@@ -600,7 +600,8 @@ def _raising(batches: Iterator[_Loaded | Exception]) -> Iterator[_Loaded]:
         try:
             loaded = next(batches, None)
         except (ConnectionError, EOFError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            dead = "exited unexpectedly" in str(error) or "killed by signal" in str(error)
+            if isinstance(error, RuntimeError) and not dead:
                 raise
             raise TrainingError(
                 f"a data worker died: {(str(error) or type(error).__name__).splitlines()[0]}",

@@ -115,6 +115,25 @@ def test_an_epoch_that_is_left_early_disturbs_no_later_one(split: Split) -> None
         assert digest([b.clone() for b in loader.epoch(order_of(split), 0)]) == expected
 
 
+def test_a_new_epoch_ends_the_one_before_it(split: Split) -> None:
+    with loader_of(split, 2) as loader:
+        left = loader.epoch(order_of(split, 1), 1)
+        next(left)
+        assert len(list(loader.epoch(order_of(split), 0))) == order_of(split).steps
+        assert next(left, None) is None
+
+
+def test_each_rank_gets_its_part_of_every_batch(split: Split) -> None:
+    order = order_of(split)
+    parts = []
+    for rank in range(3):
+        with Loader(split, EvalTransform(32), 1, CPU, part=(rank, 3)) as loader:
+            parts.append([batch.sample.tolist() for batch in loader.epoch(order, 0)])
+    for step in range(order.steps):
+        together = [sample for part in parts for sample in part[step]]
+        assert together == order.step(step)[0].tolist()
+
+
 def test_a_larger_batch_than_before_gets_larger_slots(split: Split) -> None:
     with Loader(split, EvalTransform(32), 1, CPU) as loader:
         for batch in (4, 16, 8):

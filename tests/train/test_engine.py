@@ -93,6 +93,40 @@ def test_a_worker_that_is_killed_is_named_at_once() -> None:
     running.close()
 
 
+def crash(task: Task) -> list[str]:
+    raise IndexError("a bug")
+
+
+def test_a_worker_with_a_bug_is_not_taken_for_one_without_memory(capfd: pytest.CaptureFixture[str]) -> None:
+    running = Workers(crash, 1)
+    running.submit(TASKS[0])
+    with pytest.raises(TrainingError, match=r"ended with status 1.*bug"):
+        running.wait()
+    running.close()
+    assert "IndexError: a bug" in capfd.readouterr().err
+
+
+def test_a_signal_to_the_whole_group_leaves_the_workers_to_the_trainer() -> None:
+    running = Workers(sleep, 2)
+    for process in running._workers.values():
+        assert process.pid is not None
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            time.sleep(0.1)  # it has set its handlers by then
+            os.kill(process.pid, number)
+    running.submit(TASKS[0])
+    assert [done.task for done in collect(running, 1)] == [TASKS[0]]
+    running.close()
+
+
+def test_a_program_that_ends_without_closing_does_not_hang() -> None:
+    program = "from train.engine import Workers\nkept = Workers(lambda task: [], 2)\nprint('end')"
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=root, timeout=60, check=True
+    )
+    assert done.stdout == "end\n"
+
+
 def test_closing_ends_the_workers_also_while_other_engines_live() -> None:
     first, second = (
         Workers(echo, 2),

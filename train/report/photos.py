@@ -61,6 +61,12 @@ def _figure(entry: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     truth, answer = (" / ".join(entry[side]) for side in ("truth", "answer"))
     return (
         f"<li>{picture}<div>{name(truth)}<br><small>taken for</small> {name(answer)}<br>"
-        f"<small>sure to {entry['probability']:.1%}; the truth was given {entry['truth_probability']:.1%}; "
+        f"<small>sure to {_share(entry['probability'])}; the truth was given "
+        f"{_share(entry['truth_probability'])}; "
         f"sample {entry['sample']}</small></div></li>"
     )
+
+
+def _share(probability: float | None) -> str:
+    """None is what a network gives whose weights are no numbers."""
+    return "unknown" if probability is None else f"{probability:.1%}"
