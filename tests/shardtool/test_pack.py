@@ -623,18 +623,30 @@ def alive(pid: int) -> bool:
         return False
 
 
+def interrupted(line: list[str]) -> tuple[int, str]:
+    """Status and stderr of a command that gets a Ctrl-C as soon as its workers run."""
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert wait_for(lambda: len(children(process.pid)) >= 3 or process.poll() is not None)
+    start = time.monotonic()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    _, shown = process.communicate(timeout=15)
+    assert time.monotonic() - start < 3
+    return process.returncode, shown
+
+
 @needs_children
 def test_ctrl_c_ends_a_pack_at_once_with_130_and_one_line(
     tmp_path: Path, specimens: Path, command: Callable[..., list[str]]
 ) -> None:
-    line = command("pack", specimens, "--out", tmp_path / "out", "--workers", 2, "--shard-size", "10240")
-    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    assert wait_for(lambda: len(children(process.pid)) >= 3 or process.poll() is not None)
-    start = time.monotonic()
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
-    _, shown = process.communicate(timeout=15)
-    assert time.monotonic() - start < 3
-    assert process.returncode == 130
+    for attempt in range(5):  # on a busy machine it may be done before the signal comes
+        out = tmp_path / f"out-{attempt}"
+        status, shown = interrupted(
+            command("pack", specimens, "--out", out, "--workers", 2, "--shard-size", "10240")
+        )
+        if status:
+            break
+    assert status == 130
     assert "Traceback" not in shown
     assert "run the same command again" in shown
 
