@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -43,6 +44,12 @@ def cut_photos(source: Path, out: Path, count: int, size: int) -> None:
 
     The same photos give the same JPEGs, with the same version of Pillow. Raises UsageError.
     """
+    cut_each(source, out, count, lambda image, number: _cut(image, number, size))
+
+
+def cut_each(source: Path, out: Path, count: int, cut: Callable[[Image.Image, int], bytes]) -> None:
+    """Write `count` JPEGs into class folders: `cut` makes number n of them from one of the photos in
+    `source`. Raises UsageError."""
     from PIL import Image
 
     photos = sorted(source.glob("*.jpg"))
@@ -54,7 +61,7 @@ def cut_photos(source: Path, out: Path, count: int, size: int) -> None:
         for number in range(first, count, len(photos)):
             target = out / class_folder(number) / f"{number:05d}.jpg"
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(_cut(image, number, size))
+            target.write_bytes(cut(image, number))
 
 
 def class_folder(number: int) -> str:
@@ -79,7 +86,12 @@ def _cut(image: Image.Image, number: int, size: int) -> bytes:
 
 
 def _jpeg(image: Image.Image, scale: float) -> bytes:
-    out = BytesIO()
     width, height = (max(round(side * scale), 16) for side in image.size)
-    image.resize((width, height)).save(out, "JPEG", quality=90)
+    return as_jpeg(image.resize((width, height)))
+
+
+def as_jpeg(image: Image.Image) -> bytes:
+    """At the quality of all made photos."""
+    out = BytesIO()
+    image.save(out, "JPEG", quality=90)
     return out.getvalue()

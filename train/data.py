@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -289,6 +290,6 @@ class _Pipeline:
         )
 
 
-def in_order(count: int, batch: int) -> EpochOrder:
-    """Every sample once, as they stand: for evaluation."""
-    return EpochOrder(np.arange(count), np.zeros(count, dtype=np.int64), batch)
+def in_order(samples: NDArray[np.integer[Any]], batch: int) -> EpochOrder:
+    """These samples once, as they stand: for evaluation."""
+    return EpochOrder(samples, np.zeros(len(samples), dtype=np.int64), batch)

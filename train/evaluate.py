@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 
 from shardtool.taxonomy import Taxonomy
 from train.calibration import BEAM, Outputs, Temperatures, fit_temperatures, held_half
-from train.data import Batch, Loader, Normaliser
+from train.data import Batch, Loader, Normaliser, in_order
 from train.losses import hierarchical_loss
 from train.metrics import TOP, Predictions
 from train.mix import Targets
 from train.model import HierarchicalModel, Logits
-from train.order import EpochOrder
 from train.recipe import Level, LossSpec
 from train.segments import Segments
 
@@ -68,7 +67,7 @@ def evaluate(
     """
     model.eval()
     asked = np.arange(len(loader.split)) if samples is None else samples
-    order = EpochOrder(asked, np.zeros(len(asked), dtype=np.int64), batch)
+    order = in_order(asked, batch)
     normalise = Normaliser(device)
     tally = _Tally(model.segments, loss.model_copy(update={"label_smoothing": 0.0}), outputs)
     for photos in loader.epoch(order, epoch=0):

@@ -487,7 +487,6 @@ class StreamOptions:
     shuffle: bool = True
     rank: int = 0
     ranks: int = 1
-    pin_memory: bool = False
 
 
 class Stream:
@@ -576,7 +575,6 @@ class Stream:
             prefetch_factor=PREFETCH_BATCHES if workers else None,
             # what the survey found is inherited, not copied
             multiprocessing_context="fork" if workers else None,
-            pin_memory=self.options.pin_memory,
             worker_init_fn=_start_worker,
         )
 

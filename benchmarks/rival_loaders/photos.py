@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from benchmarks.photos import check_folders, class_folder
+from benchmarks.photos import as_jpeg, check_folders, cut_each
 from shardtool import terminal
 from shardtool.errors import UsageError
 from shardtool.text import counted
@@ -85,7 +85,7 @@ def make_photos(
 
     check_folders(source)
     width, height = _size(size)
-    cut_photos(source, out / "photos", count, width, height)
+    cut_each(source, out / "photos", count, lambda image, number: _cut(image, number, width, height))
     pack(out / "photos", out / "shards", PackOptions(shard_size=32_000_000))
     terminal.say(f"{counted(count, 'photo')} of {width} × {height} in {terminal.clean(out)}")
 
@@ -98,26 +98,7 @@ def _size(text: str) -> tuple[int, int]:
     return width, height
 
 
-def cut_photos(source: Path, out: Path, count: int, width: int, height: int) -> None:
-    """Cut `count` different JPEGs of one size from the photos in `source`, into class folders.
-
-    The same photos give the same JPEGs, with the same version of Pillow. Raises UsageError.
-    """
-    from PIL import Image
-
-    photos = sorted(source.glob("*.jpg"))
-    if not photos:
-        raise UsageError("no .jpg files", where=source)
-    for first, path in enumerate(photos):
-        with Image.open(path) as photo:
-            image = photo.convert("RGB")
-        for number in range(first, count, len(photos)):
-            target = out / class_folder(number) / f"{number:05d}.jpg"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _cut(image, number, width, height).save(target, quality=90)
-
-
-def _cut(image: Image.Image, number: int, width: int, height: int) -> Image.Image:
+def _cut(image: Image.Image, number: int, width: int, height: int) -> bytes:
     """The largest part of this shape but for up to a fifth, from anywhere in the image."""
     import numpy as np
 
@@ -125,4 +106,4 @@ def _cut(image: Image.Image, number: int, width: int, height: int) -> Image.Imag
     scale = min(image.width / width, image.height / height) * random.uniform(0.8, 1.0)
     wide, high = int(width * scale), int(height * scale)
     left, top = int(random.integers(image.width - wide + 1)), int(random.integers(image.height - high + 1))
-    return image.resize((width, height), box=(left, top, left + wide, top + high))
+    return as_jpeg(image.resize((width, height), box=(left, top, left + wide, top + high)))
